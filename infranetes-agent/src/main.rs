@@ -1,0 +1,3 @@
+//! Runs the containers of a pod in its machine, for infranetes.
+
+fn main() {}

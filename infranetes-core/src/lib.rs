@@ -1,0 +1,1 @@
+//! Runs pods as machines: the embeddable engine of infranetes.

@@ -1,0 +1,1 @@
+//! The infranetes daemon: a Kubernetes CRI v1 runtime whose pods are machines.

@@ -1,0 +1,1 @@
+//! The oci provider of infranetes.

@@ -1,0 +1,1 @@
+//! The qemu provider of infranetes.

@@ -1,0 +1,1 @@
+//! The frozen binary surface between infranetes and its plugins.

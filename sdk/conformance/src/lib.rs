@@ -1,0 +1,1 @@
+//! The suite that proves an infranetes provider keeps its promises.

@@ -1,0 +1,1 @@
+//! Vets, loads and runs infranetes plugins.

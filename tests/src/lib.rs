@@ -1,0 +1,1 @@
+//! Cases that span the crates of infranetes, and their harness.

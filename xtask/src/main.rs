@@ -1,0 +1,3 @@
+//! Builds, runs and checks infranetes: cargo xtask help.
+
+fn main() {}
