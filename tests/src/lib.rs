@@ -1,1 +1,9 @@
 //! Cases that span the crates of infranetes, and their harness.
+//!
+//! What a case needs from outside stands in [`registry`] (a real one), [`image`], [`daemon`] (the real daemon as a process) and
+//! [`footprint`] (what is left on the machine). The programs themselves are built before by `cargo xtask`.
+
+pub mod footprint;
+pub mod image;
+pub mod registry;
+pub mod wait;

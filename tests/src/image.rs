@@ -1,0 +1,184 @@
+//! Small images made here, and the push that brings them to a registry.
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use sha2::{Digest, Sha256};
+
+/// An image in parts, ready to be pushed.
+#[derive(Clone)]
+pub struct TestImage {
+    layers: Vec<(String, Vec<u8>)>,
+    config: serde_json::Value,
+    architecture: String,
+}
+
+impl TestImage {
+    /// An image with one layer: Debian's static busybox with all its applets, and a few users.
+    pub fn busybox() -> Result<TestImage> {
+        let mut tar = tar::Builder::new(Vec::new());
+        let program = std::fs::read(BUSYBOX).with_context(|| {
+            format!("{BUSYBOX} is missing; `cargo xtask` installs busybox-static")
+        })?;
+        for dir in ["bin", "dev", "etc", "proc", "root", "sys", "tmp", "var", "www"] {
+            append(
+                &mut tar,
+                dir,
+                tar::EntryType::Directory,
+                if dir == "tmp" { 0o1777 } else { 0o755 },
+                b"",
+            )?;
+        }
+        append(&mut tar, "bin/busybox", tar::EntryType::Regular, 0o755, &program)?;
+        for applet in applets()? {
+            let mut header = header(tar::EntryType::Symlink, 0o777, 0);
+            tar.append_link(&mut header, format!("bin/{applet}"), "busybox")?;
+        }
+        append(&mut tar, "etc/passwd", tar::EntryType::Regular, 0o644, PASSWD)?;
+        append(&mut tar, "etc/group", tar::EntryType::Regular, 0o644, GROUP)?;
+        let config = serde_json::json!({ "Env": ["PATH=/bin"], "Cmd": ["sh"] });
+        TestImage { layers: Vec::new(), config, architecture: "amd64".to_owned() }
+            .with_layer(tar.into_inner()?)
+    }
+
+    /// Adds a layer on top, given as an uncompressed tar.
+    pub fn with_layer(mut self, tar: Vec<u8>) -> Result<TestImage> {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+        gzip.write_all(&tar)?;
+        self.layers.push((digest(&tar), gzip.finish()?));
+        Ok(self)
+    }
+
+    /// Replaces the defaults for containers (`Env`, `Cmd`, `Entrypoint`, `User`, …).
+    pub fn with_config(mut self, config: serde_json::Value) -> TestImage {
+        self.config = config;
+        self
+    }
+
+    /// Claims to be for another architecture.
+    pub fn for_architecture(mut self, architecture: &str) -> TestImage {
+        self.architecture = architecture.to_owned();
+        self
+    }
+
+    /// Pushes to `HOST/REPOSITORY:TAG` and returns the manifest's digest.
+    pub async fn push(&self, host: &str, repository: &str, tag: &str) -> Result<String> {
+        let push = Push::new(host, repository);
+        let mut layers = Vec::new();
+        for (_, blob) in &self.layers {
+            layers.push(serde_json::json!({
+                "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+                "digest": push.blob(blob).await?, "size": blob.len(),
+            }));
+        }
+        let config = serde_json::to_vec(&serde_json::json!({
+            "architecture": self.architecture, "os": "linux", "config": self.config,
+            "rootfs": { "type": "layers", "diff_ids": self.layers.iter().map(|(id, _)| id).collect::<Vec<_>>() },
+        }))?;
+        let manifest = serde_json::to_vec(&serde_json::json!({
+            "schemaVersion": 2, "mediaType": MANIFEST,
+            "config": { "mediaType": "application/vnd.oci.image.config.v1+json",
+                        "digest": push.blob(&config).await?, "size": config.len() },
+            "layers": layers,
+        }))?;
+        push.manifest(tag, manifest).await
+    }
+}
+
+struct Push {
+    base: String,
+    client: Client<HttpConnector, Full<Bytes>>,
+}
+
+impl Push {
+    fn new(host: &str, repository: &str) -> Push {
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        Push { base: format!("http://{host}/v2/{repository}"), client }
+    }
+
+    async fn blob(&self, blob: &[u8]) -> Result<String> {
+        let digest = digest(blob);
+        let begun =
+            self.send("POST", &format!("{}/blobs/uploads/", self.base), "", Vec::new()).await?;
+        let location = begun.context("the registry named no place for the upload")?;
+        let joint = if location.contains('?') { '&' } else { '?' };
+        let target = format!("{location}{joint}digest={digest}");
+        self.send("PUT", &target, "application/octet-stream", blob.to_vec()).await?;
+        Ok(digest)
+    }
+
+    async fn manifest(&self, tag: &str, manifest: Vec<u8>) -> Result<String> {
+        let digest = digest(&manifest);
+        self.send("PUT", &format!("{}/manifests/{tag}", self.base), MANIFEST, manifest).await?;
+        Ok(digest)
+    }
+
+    /// Sends a request and returns the answer's Location.
+    async fn send(
+        &self,
+        method: &str,
+        uri: &str,
+        kind: &str,
+        body: Vec<u8>,
+    ) -> Result<Option<String>> {
+        let mut request = http::Request::builder().method(method).uri(uri);
+        if !kind.is_empty() {
+            request = request.header("content-type", kind);
+        }
+        let request = request.body(Full::new(Bytes::from(body)))?;
+        let answer = tokio::time::timeout(PUSH_LIMIT, self.client.request(request)).await??;
+        let status = answer.status();
+        let location =
+            answer.headers().get("location").and_then(|v| v.to_str().ok()).map(str::to_owned);
+        if !status.is_success() {
+            let body = answer.into_body().collect().await?.to_bytes();
+            bail!("{method} {uri} answered {status}: {}", String::from_utf8_lossy(&body));
+        }
+        Ok(location)
+    }
+}
+
+/// "sha256:…" of some bytes.
+pub fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+fn append(
+    tar: &mut tar::Builder<Vec<u8>>,
+    path: impl AsRef<Path>,
+    kind: tar::EntryType,
+    mode: u32,
+    data: &[u8],
+) -> Result<()> {
+    let mut header = header(kind, mode, data.len() as u64);
+    Ok(tar.append_data(&mut header, path, data)?)
+}
+
+fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_size(size);
+    header.set_mtime(0);
+    header
+}
+
+fn applets() -> Result<Vec<String>> {
+    let output = std::process::Command::new(BUSYBOX).arg("--list").output()?;
+    ensure!(output.status.success(), "{BUSYBOX} --list failed");
+    let names = String::from_utf8(output.stdout)?;
+    Ok(names.lines().filter(|name| *name != "busybox").map(str::to_owned).collect())
+}
+
+/// From Debian's package busybox-static.
+const BUSYBOX: &str = "/bin/busybox";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/www:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n";
+const GROUP: &[u8] = b"root:x:0:\nwww-data:x:33:\nstaff:x:50:www-data\nnogroup:x:65534:\n";
+const PUSH_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
