@@ -1,1 +1,3 @@
 //! The infranetes daemon: a Kubernetes CRI v1 runtime whose pods are machines.
+
+pub mod api;
