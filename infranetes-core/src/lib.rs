@@ -1,1 +1,2 @@
 //! Runs pods as machines: the embeddable engine of infranetes.
+pub mod image;
