@@ -1,0 +1,284 @@
+//! What the engine's callers get when something fails.
+
+use crate::ids::{ContainerId, SandboxId};
+use crate::status::Phase;
+
+/// Why the engine did not do what was asked. [`EngineError::kind`] is what callers decide by.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No sandbox has this id.
+    #[error("no sandbox has the id {0}")]
+    SandboxNotFound(SandboxId),
+    /// No container has this id.
+    #[error("no container has the id {0}")]
+    ContainerNotFound(ContainerId),
+    /// The wish itself is wrong.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// What is wrong, in the caller's words.
+        field: String,
+        /// Why.
+        problem: String,
+    },
+    /// This build, handler or provider cannot do it.
+    #[error("not supported: {0}")]
+    Unsupported(String),
+    /// The handler is unknown, or its provider did not load.
+    #[error("handler {handler:?} cannot run pods: {problem}")]
+    HandlerUnavailable {
+        /// The handler's name.
+        handler: String,
+        /// Why.
+        problem: String,
+    },
+    /// It is not in a state in which this can be done.
+    #[error("{subject} is {state}; {needed}")]
+    WrongState {
+        /// "sandbox ID" or "container ID".
+        subject: String,
+        /// What it is.
+        state: String,
+        /// What would have to be.
+        needed: String,
+    },
+    /// A name is taken by something else.
+    #[error("{0}")]
+    Conflict(String),
+    /// The image is not on the node.
+    #[error("image {0:?} is not on this node; it has to be pulled first")]
+    ImageNotFound(String),
+    /// The sandbox did not become ready, and never will.
+    #[error("the sandbox failed while {}; {next}{}", phase_words(*phase), tail(console))]
+    SandboxFailed {
+        /// The phase that failed.
+        phase: Phase,
+        /// What happens next, for people.
+        next: String,
+        /// The console's last lines, or empty.
+        console: String,
+        /// Why.
+        #[source]
+        cause: Cause,
+    },
+    /// It goes on in the background; asking again joins it.
+    #[error(
+        "{subject} is still {doing} after {waited_secs} s; it goes on, and the next attempt joins it"
+    )]
+    StillRunning {
+        /// "sandbox ID" or the like.
+        subject: String,
+        /// What it does.
+        doing: String,
+        /// How long this call waited.
+        waited_secs: u64,
+    },
+    /// The machine does not answer.
+    #[error("the machine of sandbox {sandbox} does not answer")]
+    MachineUnreachable {
+        /// Whose machine.
+        sandbox: SandboxId,
+        /// What was seen.
+        #[source]
+        cause: Cause,
+    },
+    /// A provider refused or failed.
+    #[error("provider {provider} failed to {action}")]
+    Provider {
+        /// Name of the provider instance.
+        provider: String,
+        /// What it was asked.
+        action: String,
+        /// Its reason.
+        #[source]
+        cause: infranetes_sdk::ProviderError,
+    },
+    /// The agent refused.
+    #[error("the machine's agent failed to {action}")]
+    Agent {
+        /// What it was asked.
+        action: String,
+        /// Its reason.
+        #[source]
+        cause: crate::session::SessionError,
+    },
+    /// The command ran too long; it is killed.
+    #[error("the command did not end within {0:?} and was killed")]
+    ExecTimedOut(std::time::Duration),
+    /// Durable state could not be written or read.
+    #[error("the node's record failed; nothing was started that is not in it")]
+    Record(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A bound of this node is reached.
+    #[error("{0}; try again later")]
+    Busy(String),
+    /// The engine is being shut down.
+    #[error("infranetes is shutting down")]
+    ShuttingDown,
+    /// A defect of ours.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+/// A failure that is kept: several callers may ask for it, and it outlives the process in the record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cause {
+    /// What kind of failure.
+    pub kind: FailureKind,
+    /// One sentence.
+    pub message: String,
+    /// What caused it.
+    pub source: Option<Box<Cause>>,
+}
+
+impl Cause {
+    /// A failure without a cause of its own.
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    /// Keeps the text of an error and of its causes.
+    pub fn of(kind: FailureKind, error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut texts = Vec::new();
+        let mut next = Some(error);
+        while let Some(error) = next.filter(|_| texts.len() < CAUSES_MAX) {
+            texts.push(error.to_string());
+            next = error.source();
+        }
+        Self::from_texts(kind, texts)
+    }
+
+    /// Makes the chain out of its sentences, outermost first.
+    pub fn from_texts(kind: FailureKind, texts: Vec<String>) -> Self {
+        let link = |source: Option<Box<Self>>, message| Some(Box::new(Self { kind, message, source }));
+        let chain = texts.into_iter().rev().fold(None, link);
+        chain.map_or_else(|| Self::new(kind, String::new()), |chain| *chain)
+    }
+
+    /// The sentences, outermost first.
+    pub fn texts(&self) -> Vec<String> {
+        std::iter::successors(Some(self), |cause| cause.source.as_deref())
+            .map(|cause| cause.message.clone())
+            .collect()
+    }
+
+    /// All of it in one line: "cannot X: cannot Y: no such file".
+    pub fn chain(&self) -> String {
+        self.texts().join(": ")
+    }
+}
+
+impl From<&infranetes_sdk::ProviderError> for Cause {
+    fn from(error: &infranetes_sdk::ProviderError) -> Self {
+        Self::of(provider_kind(error), error)
+    }
+}
+
+impl From<&crate::session::SessionError> for Cause {
+    fn from(error: &crate::session::SessionError) -> Self {
+        Self::of(error.kind(), error)
+    }
+}
+
+impl std::fmt::Display for Cause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Cause {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|cause| cause as &(dyn std::error::Error + 'static))
+    }
+}
+
+/// What kind of failure it is, for those who choose by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum FailureKind {
+    /// Nothing of this name.
+    NotFound,
+    /// The wish is wrong.
+    Invalid,
+    /// Cannot be done here at all.
+    Unsupported,
+    /// Not in this state.
+    WrongState,
+    /// A name is taken.
+    Conflict,
+    /// A quota, capacity, bound or disk is exhausted.
+    Exhausted,
+    /// Credentials were refused.
+    Denied,
+    /// It may work later.
+    Unavailable,
+    /// It took too long.
+    TimedOut,
+    /// A defect.
+    Internal,
+}
+
+impl EngineError {
+    /// What kind of failure this is.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::SandboxNotFound(_) | Self::ContainerNotFound(_) | Self::ImageNotFound(_) => {
+                FailureKind::NotFound
+            }
+            Self::Invalid { .. } => FailureKind::Invalid,
+            Self::Unsupported(_) => FailureKind::Unsupported,
+            Self::HandlerUnavailable { .. }
+            | Self::MachineUnreachable { .. }
+            | Self::ShuttingDown => FailureKind::Unavailable,
+            Self::WrongState { .. } => FailureKind::WrongState,
+            Self::Conflict(_) => FailureKind::Conflict,
+            Self::SandboxFailed { cause, .. } => cause.kind,
+            Self::StillRunning { .. } | Self::ExecTimedOut(_) => FailureKind::TimedOut,
+            Self::Provider { cause, .. } => provider_kind(cause),
+            Self::Agent { cause, .. } => cause.kind(),
+            Self::Record(cause) => cause
+                .downcast_ref::<crate::record::RecordError>()
+                .map_or(FailureKind::Internal, crate::record::RecordError::kind),
+            Self::Busy(_) => FailureKind::Exhausted,
+            Self::Internal(_) => FailureKind::Internal,
+        }
+    }
+}
+
+/// What callers of the engine see of a provider's error.
+fn provider_kind(error: &infranetes_sdk::ProviderError) -> FailureKind {
+    use infranetes_sdk::ErrorKind;
+    match error.kind {
+        ErrorKind::Quota | ErrorKind::Capacity => FailureKind::Exhausted,
+        ErrorKind::Credentials => FailureKind::Denied,
+        ErrorKind::Throttled | ErrorKind::Transient => FailureKind::Unavailable,
+        ErrorKind::NotFound => FailureKind::NotFound,
+        ErrorKind::Conflict => FailureKind::Conflict,
+        ErrorKind::Invalid => FailureKind::Invalid,
+        ErrorKind::Unsupported => FailureKind::Unsupported,
+        ErrorKind::DeadlineExceeded => FailureKind::TimedOut,
+        _ => FailureKind::Internal,
+    }
+}
+
+fn phase_words(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Intended => "it was planned",
+        Phase::Submitted => "its machine was created",
+        Phase::Allocated => "its machine booted",
+        Phase::Booted => "its agent enrolled",
+        Phase::Bound => "it was set up",
+        Phase::Ready => "it ran",
+        Phase::Stopping | Phase::Stopped => "it stopped",
+        Phase::Removing => "it was removed",
+        Phase::Failed => "it had failed already",
+    }
+}
+
+fn tail(console: &str) -> String {
+    if console.is_empty() {
+        String::new()
+    } else {
+        format!("; the console ends with:\n{console}\n")
+    }
+}
+
+/// A chain of causes is cut here, so that a cycle cannot make it endless.
+const CAUSES_MAX: usize = 16;

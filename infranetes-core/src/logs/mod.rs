@@ -1,0 +1,31 @@
+//! Containers' output in CRI's log format, written by the node: `TIME STREAM TAG LINE`.
+
+use std::path::Path;
+
+use async_trait::async_trait;
+
+use crate::session::LogChunk;
+
+/// Where containers' output goes.
+#[async_trait]
+pub trait LogFiles: Send + Sync + 'static {
+    /// Opens a log for appending; makes it, and its directory, if need be.
+    ///
+    /// With `from`, what the file holds beyond that offset was written after the last durable mark and will come again: it is
+    /// cut off. A file that is shorter than `from` was rotated away meanwhile: appending starts at its end.
+    async fn open(&self, path: &Path, from: Option<u64>) -> std::io::Result<Box<dyn LogFile>>;
+}
+
+/// An open log.
+#[async_trait]
+pub trait LogFile: Send {
+    /// Appends a chunk: whole lines with tag `F`, what was cut short with tag `P`, each stream by itself.
+    async fn append(&mut self, chunk: &LogChunk) -> std::io::Result<()>;
+
+    /// Hands all that was appended to the operating system, what waits for its end of line included (tag `P`), and
+    /// answers the file's length. A later `open` from this offset continues without a gap or a repetition.
+    async fn flush(&mut self) -> std::io::Result<u64>;
+
+    /// The output ended: as `flush`, then the file takes nothing more.
+    async fn finish(&mut self) -> std::io::Result<u64>;
+}

@@ -1,0 +1,100 @@
+//! Durable state: what was wanted and what was begun, written before the outside world is touched.
+
+use async_trait::async_trait;
+
+use crate::error::FailureKind;
+
+/// Where records live. One commit is all or nothing, and durable when it returns.
+#[async_trait]
+pub trait RecordStore: Send + Sync + 'static {
+    /// Everything there is.
+    async fn load(&self) -> Result<Vec<Entry>, RecordError>;
+
+    /// Applies the changes, all or none.
+    async fn commit(&self, changes: Vec<Change>) -> Result<(), RecordError>;
+}
+
+/// Which table an entry is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Table {
+    /// Sandboxes by id.
+    Sandboxes,
+    /// Containers by id.
+    Containers,
+    /// What the node itself must keep, such as its CA.
+    Node,
+}
+
+/// A stored entry: versioned bytes under a key.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The table.
+    pub table: Table,
+    /// The key.
+    pub key: String,
+    /// The record, encoded with its version.
+    pub value: Vec<u8>,
+}
+
+/// A change of one entry.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Write or replace.
+    Put(Entry),
+    /// Delete; gone already is success.
+    Delete {
+        /// The table.
+        table: Table,
+        /// The key.
+        key: String,
+    },
+}
+
+/// Why a record could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The disk is full: nothing was written, nothing is lost.
+    #[error("the disk under the record is full")]
+    DiskFull(#[source] std::io::Error),
+    /// Another process has it.
+    #[error("the record {path} is in use by another process")]
+    InUse {
+        /// The file.
+        path: String,
+    },
+    /// It cannot be what we wrote. Nothing was changed or deleted.
+    #[error(
+        "the record {path} is damaged; nothing was changed: restore it from a backup, or move it away to start empty"
+    )]
+    Damaged {
+        /// The file.
+        path: String,
+        /// What does not fit.
+        #[source]
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It was written by a newer version.
+    #[error("the record {path} has format {found}; this version reads up to {known}")]
+    TooNew {
+        /// The file.
+        path: String,
+        /// Its format.
+        found: u32,
+        /// The newest known.
+        known: u32,
+    },
+    /// Anything else.
+    #[error("the record could not be accessed")]
+    Io(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl RecordError {
+    /// What kind of failure this is.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::DiskFull(_) => FailureKind::Exhausted,
+            Self::InUse { .. } => FailureKind::Conflict,
+            Self::Damaged { .. } | Self::TooNew { .. } | Self::Io(_) => FailureKind::Internal,
+        }
+    }
+}
