@@ -148,7 +148,8 @@ impl Cause {
 
     /// Makes the chain out of its sentences, outermost first.
     pub fn from_texts(kind: FailureKind, texts: Vec<String>) -> Self {
-        let link = |source: Option<Box<Self>>, message| Some(Box::new(Self { kind, message, source }));
+        let link =
+            |source: Option<Box<Self>>, message| Some(Box::new(Self { kind, message, source }));
         let chain = texts.into_iter().rev().fold(None, link);
         chain.map_or_else(|| Self::new(kind, String::new()), |chain| *chain)
     }

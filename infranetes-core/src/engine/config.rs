@@ -1,0 +1,55 @@
+//! What an engine is told once: its handlers, its bounds, its patience.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::spec::SandboxResources;
+
+/// What an engine is told once.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Names this cluster in ownership tags: [a-z0-9_-]{1,63}.
+    pub cluster: String,
+    /// Names this node in ownership tags: [a-z0-9_-]{1,63}.
+    pub node: String,
+    /// Handlers by name; "" is the default handler.
+    pub handlers: BTreeMap<String, HandlerConfig>,
+    /// The most machines that are being created at once.
+    pub concurrent_creates: usize,
+}
+
+/// A RuntimeClass handler: a provider and the shape of its machines.
+#[derive(Clone, Debug)]
+pub struct HandlerConfig {
+    /// Name of a provider instance.
+    pub provider: String,
+    /// Size of a machine whose pod says nothing.
+    pub default_resources: SandboxResources,
+    /// What is added for kernel and agent when the pod brings no overhead.
+    pub default_overhead: SandboxResources,
+    /// A fixed machine type, or empty.
+    pub machine_type: String,
+    /// Zones that may be used, best first; empty means any.
+    pub zones: Vec<String>,
+    /// Ask for spot machines.
+    pub spot: bool,
+    /// Pod annotations that reach the provider's plan.
+    pub allowed_annotations: BTreeSet<String>,
+    /// How long each phase of a boot may take.
+    pub timeouts: PhaseTimeouts,
+}
+
+/// How long the phases of a boot may take. Inner waits are shorter than outer ones; a test asserts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PhaseTimeouts {
+    /// The provider's answer to one call.
+    pub provider_call: Duration,
+    /// From the provider's answer until the machine runs.
+    pub boot: Duration,
+    /// From running until the agent is enrolled.
+    pub enrol: Duration,
+    /// From enrolled to ready.
+    pub bind: Duration,
+    /// How long RunPodSandbox waits before it says that the boot goes on; below the kubelet's four minutes.
+    pub run_call: Duration,
+}
