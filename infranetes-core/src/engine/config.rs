@@ -53,3 +53,16 @@ pub struct PhaseTimeouts {
     /// How long RunPodSandbox waits before it says that the boot goes on; below the kubelet's four minutes.
     pub run_call: Duration,
 }
+
+impl Default for PhaseTimeouts {
+    /// For machines that boot in seconds, and in a minute or two where the CPU is emulated.
+    fn default() -> Self {
+        Self {
+            provider_call: Duration::from_secs(60),
+            boot: Duration::from_secs(120),
+            enrol: Duration::from_secs(120),
+            bind: Duration::from_secs(30),
+            run_call: Duration::from_secs(220),
+        }
+    }
+}
