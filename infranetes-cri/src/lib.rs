@@ -1,3 +1,4 @@
 //! The infranetes daemon: a Kubernetes CRI v1 runtime whose pods are machines.
 
 pub mod api;
+pub mod config;
