@@ -9,6 +9,8 @@
 //!
 //! This crate knows nothing of nodes, agents or CRI.
 
+#[doc(hidden)]
+pub mod bridge;
 pub mod container;
 mod context;
 mod error;

@@ -8,7 +8,7 @@ super::provider! {
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound); what `describe` denies answers
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported); nothing of a request is ignored in silence. Values of
     /// environment variables and credentials are not logged.
-    trait ContainerProvider = "container";
+    trait ContainerProvider = "container", proxy RemoteContainers;
     rpc {
         /// What this provider can do. Constant while the instance lives.
         describe(DescribeContainerRequest) -> ContainerCapabilities;

@@ -9,7 +9,7 @@ super::provider! {
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported); nothing of a request is ignored in silence. Times are
     /// in the unit that the field's name ends with. After a restart of the plugin everything still holds: the provider,
     /// not the plugin's memory, is the truth.
-    trait PodProvider = "pod";
+    trait PodProvider = "pod", proxy RemotePods;
     rpc {
         /// What this provider can do. Constant while the instance lives, answered without a call to the outside.
         describe(DescribePodRequest) -> PodCapabilities;

@@ -5,7 +5,7 @@ super::provider! {
     ///
     /// Promises of every method: as for [`PodProvider`](crate::PodProvider). A volume provider never formats a disk, and
     /// never deletes what it did not create.
-    trait VolumeProvider = "volume";
+    trait VolumeProvider = "volume", proxy RemoteVolumes;
     rpc {
         /// What this provider can do. Constant while the instance lives.
         describe(DescribeVolumeRequest) -> VolumeCapabilities;
