@@ -1,9 +1,12 @@
 //! Cases that span the crates of infranetes, and their harness.
 //!
-//! What a case needs from outside stands in [`registry`] (a real one), [`image`], [`daemon`] (the real daemon as a process) and
+//! What a case needs from outside stands in [`registry`] (a real one), [`image`], [`node`] (the real daemon as a process) and
 //! [`footprint`] (what is left on the machine). The programs themselves are built before by `cargo xtask`.
 
+pub mod client;
+pub mod demo;
 pub mod footprint;
 pub mod image;
+pub mod node;
 pub mod registry;
 pub mod wait;

@@ -1,0 +1,190 @@
+//! A CRI client in few words, as a kubelet would call.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use hyper_util::rt::TokioIo;
+use infranetes_cri::api::v1::image_service_client::ImageServiceClient;
+use infranetes_cri::api::v1::runtime_service_client::RuntimeServiceClient;
+use infranetes_cri::api::v1::{self as cri};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+/// Both services of one daemon. Cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    /// RuntimeService.
+    pub runtime: RuntimeServiceClient<Channel>,
+    /// ImageService.
+    pub images: ImageServiceClient<Channel>,
+}
+
+/// What a case says of a pod; the rest is as a kubelet would fill it.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// Name and uid of the pod.
+    pub name: String,
+    /// RuntimeClass handler; empty is the default.
+    pub handler: String,
+    /// Where its logs go.
+    pub log_directory: String,
+}
+
+impl Pod {
+    /// The sandbox that a kubelet would ask for.
+    pub fn config(&self) -> cri::PodSandboxConfig {
+        cri::PodSandboxConfig {
+            metadata: Some(cri::PodSandboxMetadata {
+                name: self.name.clone(),
+                uid: format!("uid-{}", self.name),
+                namespace: "default".to_owned(),
+                attempt: 0,
+            }),
+            hostname: self.name.clone(),
+            log_directory: self.log_directory.clone(),
+            linux: Some(cri::LinuxPodSandboxConfig::default()),
+            ..Default::default()
+        }
+    }
+}
+
+/// A container that runs a command.
+pub fn container(name: &str, image: &str, command: &[&str]) -> cri::ContainerConfig {
+    cri::ContainerConfig {
+        metadata: Some(cri::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+        image: Some(cri::ImageSpec { image: image.to_owned(), ..Default::default() }),
+        command: command.iter().map(|word| (*word).to_owned()).collect(),
+        log_path: format!("{name}.log"),
+        linux: Some(cri::LinuxContainerConfig::default()),
+        ..Default::default()
+    }
+}
+
+impl Client {
+    /// Connects to a daemon's socket and asks for its version.
+    pub async fn connect(socket: &Path) -> Result<Client> {
+        let path = socket.to_owned();
+        let dial = tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+        });
+        let endpoint = Endpoint::from_static("http://cri").timeout(CALL_LIMIT);
+        let channel = endpoint.connect_with_connector(dial).await?;
+        let mut client = Client {
+            runtime: RuntimeServiceClient::new(channel.clone())
+                .max_decoding_message_size(MESSAGE_LIMIT),
+            images: ImageServiceClient::new(channel).max_decoding_message_size(MESSAGE_LIMIT),
+        };
+        client.runtime.version(cri::VersionRequest::default()).await?;
+        Ok(client)
+    }
+
+    /// Pulls an image; its id.
+    pub async fn pull(&mut self, image: &str) -> Result<String> {
+        let image = cri::ImageSpec { image: image.to_owned(), ..Default::default() };
+        let request = cri::PullImageRequest { image: Some(image), ..Default::default() };
+        Ok(self.images.pull_image(request).await?.into_inner().image_ref)
+    }
+
+    /// Runs a sandbox; its id.
+    pub async fn run_pod(&mut self, pod: &Pod) -> Result<String, tonic::Status> {
+        let request = cri::RunPodSandboxRequest {
+            config: Some(pod.config()),
+            runtime_handler: pod.handler.clone(),
+        };
+        Ok(self.runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
+    }
+
+    /// Creates a container in a sandbox and starts it; its id.
+    pub async fn run_container(
+        &mut self,
+        sandbox: &str,
+        pod: &Pod,
+        config: cri::ContainerConfig,
+    ) -> Result<String, tonic::Status> {
+        let id = self.create_container(sandbox, pod, config).await?;
+        let request = cri::StartContainerRequest { container_id: id.clone() };
+        self.runtime.start_container(request).await?;
+        Ok(id)
+    }
+
+    /// Creates a container in a sandbox; its id.
+    pub async fn create_container(
+        &mut self,
+        sandbox: &str,
+        pod: &Pod,
+        config: cri::ContainerConfig,
+    ) -> Result<String, tonic::Status> {
+        let request = cri::CreateContainerRequest {
+            pod_sandbox_id: sandbox.to_owned(),
+            config: Some(config),
+            sandbox_config: Some(pod.config()),
+        };
+        Ok(self.runtime.create_container(request).await?.into_inner().container_id)
+    }
+
+    /// Executes a command to its end.
+    pub async fn exec(
+        &mut self,
+        container: &str,
+        command: &[&str],
+    ) -> Result<cri::ExecSyncResponse, tonic::Status> {
+        let request = cri::ExecSyncRequest {
+            container_id: container.to_owned(),
+            cmd: command.iter().map(|word| (*word).to_owned()).collect(),
+            timeout: EXEC_SECONDS,
+        };
+        Ok(self.runtime.exec_sync(request).await?.into_inner())
+    }
+
+    /// A container's status.
+    pub async fn container(&mut self, id: &str) -> Result<cri::ContainerStatusResponse> {
+        let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
+        Ok(self.runtime.container_status(request).await?.into_inner())
+    }
+
+    /// Waits until a container is in a state.
+    pub async fn wait_container(
+        &mut self,
+        id: &str,
+        state: cri::ContainerState,
+        limit: Duration,
+    ) -> Result<cri::ContainerStatus> {
+        let mut last = None;
+        let what = format!("container {id} is {}", state.as_str_name());
+        crate::wait::until(limit, &what, async || {
+            let status = self.container(id).await?.status.context("a status without a status")?;
+            let reached = status.state == state as i32;
+            last = Some(status);
+            Ok(reached)
+        })
+        .await?;
+        last.context("no status was seen")
+    }
+
+    /// A sandbox's status, with the details that `verbose` gives.
+    pub async fn sandbox(&mut self, id: &str) -> Result<cri::PodSandboxStatusResponse> {
+        let request = cri::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true };
+        Ok(self.runtime.pod_sandbox_status(request).await?.into_inner())
+    }
+
+    /// Stops a container.
+    pub async fn stop_container(&mut self, id: &str, seconds: i64) -> Result<(), tonic::Status> {
+        let request = cri::StopContainerRequest { container_id: id.to_owned(), timeout: seconds };
+        self.runtime.stop_container(request).await.map(drop)
+    }
+
+    /// Stops and removes a sandbox.
+    pub async fn remove_pod(&mut self, id: &str) -> Result<(), tonic::Status> {
+        let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        self.runtime.stop_pod_sandbox(request).await?;
+        let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        self.runtime.remove_pod_sandbox(request).await.map(drop)
+    }
+}
+
+/// Longer than any call of the daemon takes; the kubelet's own limit is four minutes.
+const CALL_LIMIT: Duration = Duration::from_secs(240);
+const EXEC_SECONDS: i64 = 60;
+const MESSAGE_LIMIT: usize = 64 * 1024 * 1024;
