@@ -121,6 +121,12 @@ impl Node {
         Ok(daemon)
     }
 
+    /// Kills a daemon of this node and starts another over what it left.
+    pub async fn spawn_after_kill(&self, daemon: &mut Daemon) -> Result<Daemon> {
+        daemon.process.kill().await?;
+        self.start().await
+    }
+
     /// Starts the daemon and does not wait.
     pub fn spawn(&self) -> Result<Daemon> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.path("daemon.log"))?;
@@ -164,6 +170,27 @@ impl Node {
     /// The node's directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Files below the node's directory that have these bytes in them.
+    pub fn files_with(&self, needle: &str) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        let mut dirs = vec![self.dir.path().to_owned()];
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(dir)? {
+                let path = entry?.path();
+                let meta = fs::symlink_metadata(&path)?;
+                if meta.is_dir() {
+                    dirs.push(path);
+                } else if meta.is_file() {
+                    let bytes = fs::read(&path)?;
+                    if bytes.windows(needle.len()).any(|window| window == needle.as_bytes()) {
+                        found.push(path.display().to_string());
+                    }
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// A name for ownership tags that no other node of this machine has.

@@ -1,0 +1,118 @@
+//! What every case on the real daemon needs: a registry with an image, a node, a running daemon, and the promise that nothing is
+//! left behind.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use infranetes_cri::api::v1 as cri;
+use tokio::sync::{Mutex, MutexGuard};
+
+use crate::client::{Client, Pod};
+use crate::footprint::{Footprint, nothing_left};
+use crate::image::TestImage;
+use crate::node::{Daemon, Node, Programs};
+use crate::registry::Registry;
+
+/// A world for one case.
+pub struct Case {
+    /// The registry, with [`Case::image`] in it.
+    pub registry: Registry,
+    /// The node's directory.
+    pub node: Node,
+    /// The daemon.
+    pub daemon: Daemon,
+    /// The image: busybox.
+    pub image: String,
+}
+
+/// Runs a case in a world of its own, removes what the case left running, and fails if anything stays on the machine.
+/// One at a time within a process, because what is on the machine is counted.
+pub async fn run(provider: &str, case: impl AsyncFnOnce(&mut Case) -> Result<()>) -> Result<()> {
+    let _alone = alone().await;
+    let before = Footprint::take(&[]);
+    {
+        let mut world = Case::new(provider).await?;
+        let outcome = case(&mut world).await;
+        let outcome = outcome.with_context(|| format!("the daemon's log:\n{}", world.node.log()));
+        let removed = world.remove_all().await.context("the pods could not be removed");
+        outcome.and(removed)?;
+        world.daemon.stop().await?;
+    }
+    nothing_left(&before, &[]).await
+}
+
+/// Only one holder at a time in this process.
+pub async fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::const_new(());
+    ALONE.lock().await
+}
+
+impl Case {
+    async fn new(provider: &str) -> Result<Case> {
+        let registry = Registry::start().await?;
+        TestImage::busybox()?.push(&registry.host(), "busybox", "1").await?;
+        let image = format!("{}/busybox:1", registry.host());
+        let node = Node::new(&Programs::from_env()?, provider, &registry.host())?;
+        let daemon = node.start().await?;
+        Ok(Case { registry, node, daemon, image })
+    }
+
+    /// The way to the daemon.
+    pub fn client(&self) -> Client {
+        self.daemon.client()
+    }
+
+    /// A pod of this node.
+    pub fn pod(&self, name: &str) -> Pod {
+        Pod {
+            name: name.to_owned(),
+            handler: String::new(),
+            log_directory: self.node.log_directory().join(name).display().to_string(),
+        }
+    }
+
+    /// Kills the daemon and starts another over the same state.
+    pub async fn restart_hard(&mut self) -> Result<()> {
+        let successor = self.node.spawn_after_kill(&mut self.daemon).await?;
+        self.daemon = successor;
+        Ok(())
+    }
+
+    /// What a container wrote, without CRI's frame: (stream, tag, text) of each line.
+    pub fn log_lines(&self, pod: &Pod, name: &str) -> Result<Vec<(String, String, String)>> {
+        let path = std::path::Path::new(&pod.log_directory).join(format!("{name}.log"));
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        text.lines().map(parse_log_line).collect()
+    }
+
+    /// Waits until a container's log has a line with this text.
+    pub async fn wait_log(&self, pod: &Pod, name: &str, needle: &str) -> Result<()> {
+        let what = format!("the log of {name} says {needle:?}");
+        crate::wait::until(LOG_LIMIT, &what, async || {
+            let lines = self.log_lines(pod, name).unwrap_or_default();
+            Ok(lines.iter().any(|(_, _, text)| text.contains(needle)))
+        })
+        .await
+    }
+
+    async fn remove_all(&mut self) -> Result<()> {
+        let mut client = self.client();
+        let request = cri::ListPodSandboxRequest::default();
+        for sandbox in client.runtime.list_pod_sandbox(request).await?.into_inner().items {
+            client.remove_pod(&sandbox.id).await?;
+        }
+        Ok(())
+    }
+}
+
+fn parse_log_line(line: &str) -> Result<(String, String, String)> {
+    let mut parts = line.splitn(4, ' ');
+    let time = parts.next().context("a line without a time")?;
+    anyhow::ensure!(time.ends_with('Z') && time.len() >= 20, "no RFC 3339 time: {line:?}");
+    let stream = parts.next().context("a line without a stream")?.to_owned();
+    let tag = parts.next().context("a line without a tag")?.to_owned();
+    Ok((stream, tag, parts.next().context("a line without a text")?.to_owned()))
+}
+
+/// How long output may take from the container to the node's file.
+const LOG_LIMIT: Duration = Duration::from_secs(30);
