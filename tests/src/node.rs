@@ -217,12 +217,18 @@ impl Daemon {
         self.process.id()
     }
 
-    /// Asks it to end, and waits.
-    pub async fn stop(mut self) -> Result<()> {
+    /// Asks it to end.
+    pub fn terminate(&self) -> Result<()> {
         let pid = self.process.id().context("the daemon has ended by itself")?;
         let asked =
             std::process::Command::new("kill").args(["-TERM", &pid.to_string()]).status()?;
         ensure!(asked.success(), "the daemon could not be asked to end");
+        Ok(())
+    }
+
+    /// Asks it to end, and waits.
+    pub async fn stop(mut self) -> Result<()> {
+        self.terminate()?;
         let status = tokio::time::timeout(STOP_LIMIT, self.process.wait())
             .await
             .context("the daemon did not end in time")??;
