@@ -7,31 +7,23 @@
 //!
 //! It does not unpack layers (machines do, and check the `diff_id`s there), and it does not decide when
 //! images go: the kubelet does.
-//!
-//! The store itself, `ImageStore`, is a cheap handle to clone:
-//!
-//! ```text
-//! async fn open(ImageStoreConfig) -> Result<ImageStore, OpenImageStoreError>
-//! async fn pull(&self, reference: &str, Option<Credentials>) -> Result<ImageId, PullError>
-//! fn status(&self, reference_or_id: &str) -> Option<ImageInfo>
-//! fn list(&self) -> Vec<ImageInfo>
-//! fn usage(&self) -> StoreUsage
-//! async fn remove(&self, reference_or_id: &str) -> Result<(), RemoveImageError>
-//! async fn manifest_of(&self, &ImageId) -> Result<ImageManifest, ReadImageError>
-//! async fn open_layer(&self, &Digest) -> Result<LayerReader, ReadImageError>   // LayerReader: AsyncRead
-//! fn hold(&self, &ImageId) -> Option<ImageHold>   // while it lives, removal keeps the image's layers
-//! ```
-
-#![expect(dead_code, reason = "the store that uses the rest lands next")]
 
 mod config;
 mod credentials;
 mod digest;
+mod disk;
+mod download;
+mod index;
 mod info;
 mod manifest;
 mod platform;
+mod pull;
 mod pull_error;
+mod read;
 mod reference;
+mod registry;
+mod state;
+mod store;
 
 pub use self::config::{
     Endpoint, EndpointCredentials, EndpointError, ImageStoreConfig, Limits, RegistriesConfig,
@@ -39,8 +31,11 @@ pub use self::config::{
 };
 pub use self::credentials::{AuthFields, Credentials, CredentialsError, Secret};
 pub use self::digest::{Digest, ImageId, ParseDigestError};
+pub use self::index::IndexError;
 pub use self::info::{ImageInfo, ImageUser, StoreUsage};
 pub use self::manifest::{ImageConfig, ImageManifest, Layer, ManifestError};
 pub use self::platform::Platform;
 pub use self::pull_error::{PullError, PullFailure, PullPhase};
+pub use self::read::{LayerReader, ReadImageError};
 pub use self::reference::{Reference, ReferenceError};
+pub use self::store::{ImageHold, ImageStore, OpenImageStoreError, RemoveImageError};

@@ -14,7 +14,10 @@ use super::reference::ReferenceError;
 
 /// A pull that failed. Cheap to clone, because all that waited for the pull get it.
 #[derive(Debug, Clone)]
-pub struct PullError {
+pub struct PullError(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
     image: String,
     phase: PullPhase,
     failure: PullFailure,
@@ -195,22 +198,27 @@ impl PullError {
         phase: PullPhase,
         failure: PullFailure,
     ) -> PullError {
-        PullError { image: image.into(), phase, failure, before: Vec::new() }
+        PullError::after(Vec::new(), image, phase, failure)
     }
 
-    pub(crate) fn after(mut self, before: Vec<(String, PullFailure)>) -> PullError {
-        self.before = before;
-        self
+    /// A pull that failed at several endpoints; `failure` is the one of the registry itself.
+    pub(crate) fn after(
+        before: Vec<(String, PullFailure)>,
+        image: impl Into<String>,
+        phase: PullPhase,
+        failure: PullFailure,
+    ) -> PullError {
+        PullError(Arc::new(Inner { image: image.into(), phase, failure, before }))
     }
 
     /// What went wrong, at the endpoint that was tried last: the registry itself.
     pub fn failure(&self) -> &PullFailure {
-        &self.failure
+        &self.0.failure
     }
 
     /// What the pull was doing.
     pub fn phase(&self) -> &PullPhase {
-        &self.phase
+        &self.0.phase
     }
 }
 
@@ -228,6 +236,11 @@ impl PullFailure {
         )
     }
 
+    /// Whether no other registry could do better.
+    pub(crate) fn is_of_this_node(&self) -> bool {
+        matches!(self, PullFailure::DiskFull { .. } | PullFailure::Disk { .. })
+    }
+
     pub(crate) fn of_disk(root: impl Into<PathBuf>, error: io::Error) -> PullFailure {
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -240,8 +253,9 @@ impl PullFailure {
 
 impl fmt::Display for PullError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot pull {} ({}): {}", self.image, self.phase, self.failure)?;
-        for (number, (endpoint, failure)) in self.before.iter().enumerate() {
+        let Inner { image, phase, failure, before } = &*self.0;
+        write!(f, "cannot pull {image} ({phase}): {failure}")?;
+        for (number, (endpoint, failure)) in before.iter().enumerate() {
             let separator = if number == 0 { "; tried before: " } else { ", " };
             write!(f, "{separator}{endpoint} ({failure})")?;
         }
@@ -251,7 +265,7 @@ impl fmt::Display for PullError {
 
 impl Error for PullError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.failure.source()
+        self.0.failure.source()
     }
 }
 
@@ -280,7 +294,8 @@ fn unauthorized(given: bool) -> &'static str {
     if given {
         "does not accept the credentials of the pull (401): check the pod's imagePullSecrets"
     } else {
-        "wants credentials and the pull has none for it (401): it needs an imagePullSecret"
+        "wants credentials and the pull has none for it (401): the image may not exist, or need an \
+         imagePullSecret"
     }
 }
 
