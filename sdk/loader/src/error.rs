@@ -1,0 +1,229 @@
+//! Why a plugin is refused: one variant for each step, in the order of the steps.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use infranetes_sdk::ProviderError;
+use infranetes_sdk::bridge::abi;
+
+use crate::manifest::Manifest;
+
+/// A refusal. The message names the file, what was expected, what was found, and what to do next.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// It is not there, or may not be opened.
+    #[error("cannot open the plugin {path}; check `plugin` in the provider's configuration", path = path.display())]
+    Open {
+        /// The plugin.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A directory, a pipe, a device.
+    #[error("{path} is not a regular file; `plugin` has to name the .so file itself", path = path.display())]
+    NotRegular {
+        /// The plugin.
+        path: PathBuf,
+    },
+    /// Somebody else owns the file or a directory above it.
+    #[error(
+        "{path} is owned by uid {uid}; it must belong to root or to the user of this process (chown root)",
+        path = path.display()
+    )]
+    Owner {
+        /// The file or directory.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+    },
+    /// Somebody else may write the file or a directory above it.
+    #[error(
+        "{path} can be written by others (mode {mode:o}); take that right away (chmod go-w)",
+        path = path.display()
+    )]
+    Writable {
+        /// The file or directory.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// Larger than any plugin.
+    #[error("{path} has {bytes} bytes, more than the {limit} that a plugin may have", path = path.display())]
+    TooLarge {
+        /// The plugin.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// It cannot be read to its end.
+    #[error("cannot read the plugin {path}", path = path.display())]
+    Read {
+        /// The plugin.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not the file that the configuration pins.
+    #[error(
+        "{path} has the SHA-256 digest {found}, the configuration pins {expected}; install the right file, or change \
+         `sha256` if this one is wanted",
+        path = path.display()
+    )]
+    Digest {
+        /// The plugin.
+        path: PathBuf,
+        /// What the configuration says, as it says it.
+        expected: String,
+        /// Of the file, in hex.
+        found: String,
+    },
+    /// Not an ELF file, or a cut off one.
+    #[error("{path} is not a shared library; build the provider with crate-type = [\"cdylib\"]", path = path.display())]
+    NotALibrary {
+        /// The plugin.
+        path: PathBuf,
+        /// What the parser says.
+        #[source]
+        source: object::Error,
+    },
+    /// An object file, a core dump, a static program.
+    #[error("{path} is {found}, not a shared library; build the provider with crate-type = [\"cdylib\"]", path = path.display())]
+    NotDynamic {
+        /// The plugin.
+        path: PathBuf,
+        /// What it is.
+        found: String,
+    },
+    /// Built for other hardware.
+    #[error("{path} is built for {found}, this host is {expected}; build it for {expected}", path = path.display())]
+    Architecture {
+        /// The plugin.
+        path: PathBuf,
+        /// Its architecture.
+        found: String,
+        /// The host's.
+        expected: String,
+    },
+    /// A library, but without a manifest.
+    #[error(
+        "{path} is a shared library, but not an infranetes provider (no {section} section); does it call \
+         export_provider!?",
+        path = path.display(), section = abi::manifest::SECTION
+    )]
+    NotAProvider {
+        /// The plugin.
+        path: PathBuf,
+    },
+    /// A manifest that says nothing useful.
+    #[error("the manifest of {path} is damaged: {what}; build it again", path = path.display())]
+    Manifest {
+        /// The plugin.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// More than one manifest.
+    #[error(
+        "{path} holds {count} providers ({names}); one file is one provider: keep export_provider! out of libraries \
+         that other plugins link",
+        path = path.display()
+    )]
+    SeveralProviders {
+        /// The plugin.
+        path: PathBuf,
+        /// How many.
+        count: usize,
+        /// Their names.
+        names: String,
+    },
+    /// Another major version of the ABI.
+    #[error(
+        "provider {} {} ({path}) speaks ABI {} (sdk {}), this host speaks ABI {expected}; rebuild it with a matching \
+         infranetes-sdk",
+        manifest.name, manifest.version, manifest.abi, manifest.sdk, path = path.display()
+    )]
+    AbiVersion {
+        /// The plugin.
+        path: PathBuf,
+        /// What it says about itself.
+        manifest: Box<Manifest>,
+        /// The host's ABI.
+        expected: String,
+    },
+    /// Built for another system or C library.
+    #[error("{path} is built for {found}, this host is {expected}; build it with --target {expected}", path = path.display())]
+    Target {
+        /// The plugin.
+        path: PathBuf,
+        /// Its target triple.
+        found: String,
+        /// The host's.
+        expected: String,
+    },
+    /// Its panics would end the host.
+    #[error(
+        "{path} is built with panic={found}: one bug in it would take this process down; build it with panic=unwind",
+        path = path.display()
+    )]
+    PanicAbort {
+        /// The plugin.
+        path: PathBuf,
+        /// Its panic strategy.
+        found: String,
+    },
+    /// The linker, or the check of its types, refuses it.
+    #[error("{path} cannot be used; rebuild it with a released infranetes-sdk", path = path.display())]
+    Abi {
+        /// The plugin.
+        path: PathBuf,
+        /// What does not fit.
+        #[source]
+        source: abi::open::OpenError,
+    },
+    /// It says no, or panics; a wrong configuration shows here.
+    #[error("the provider {instance} ({path}) failed to start", path = path.display())]
+    Start {
+        /// The plugin.
+        path: PathBuf,
+        /// The instance.
+        instance: String,
+        /// What it says.
+        #[source]
+        source: Box<ProviderError>,
+    },
+    /// It says nothing.
+    #[error(
+        "the provider {instance} ({path}) did not start within {} s; its log says what it waits for",
+        limit.as_secs_f32(), path = path.display()
+    )]
+    StartTimeout {
+        /// The plugin.
+        path: PathBuf,
+        /// The instance.
+        instance: String,
+        /// The limit.
+        limit: Duration,
+    },
+    /// It started, and does not say what it provides.
+    #[error("the provider {instance} ({path}) does not describe itself; rebuild it with a released infranetes-sdk", path = path.display())]
+    Describe {
+        /// The plugin.
+        path: PathBuf,
+        /// The instance.
+        instance: String,
+        /// What it says.
+        #[source]
+        source: Box<ProviderError>,
+    },
+    /// The process is ending.
+    #[error("loading {path} was stopped, because this process ends", path = path.display())]
+    Stopped {
+        /// The plugin.
+        path: PathBuf,
+    },
+}

@@ -1,0 +1,345 @@
+//! From a vetted file to running providers.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use abi_stable::std_types::RResult;
+use infranetes_sdk::bridge::abi::open::OpenError;
+use infranetes_sdk::bridge::abi::{self, PluginModuleRef};
+use infranetes_sdk::bridge::{HostEndpoint, Remote, RemoteContainers, RemotePods, RemoteVolumes};
+use infranetes_sdk::{
+    CallContext, ContainerProvider, HostServices, LogLevel, PodProvider, ProviderError, Providers,
+    TracingServices, VolumeProvider, v1,
+};
+use prost::Message;
+use tokio::runtime::Handle;
+
+use crate::error::LoadError;
+use crate::files;
+use crate::manifest::Manifest;
+use crate::vet::{Vetted, vet};
+
+/// Loads plugins.
+#[derive(Clone, Debug)]
+pub struct Loader {
+    start_timeout: Duration,
+    describe_timeout: Duration,
+}
+
+/// One instance of a plugin, as the host wants it.
+#[derive(Clone)]
+pub struct PluginSpec {
+    /// The instance's name, unique on this host.
+    pub instance: String,
+    /// The `.so` file.
+    pub path: PathBuf,
+    /// The digest that the file must have, in hex, with or without "sha256:".
+    pub sha256: Option<String>,
+    /// The `[config]` table, as JSON; empty means `{}`.
+    pub config_json: String,
+    /// A directory of this instance alone, mode 0700; the host makes it.
+    pub state_dir: Option<PathBuf>,
+    /// Threads of the plugin's runtime; 0 means 1.
+    pub worker_threads: u32,
+    /// The most verbose level of log lines that the host wants.
+    pub log_level: LogLevel,
+    /// What the host does for it.
+    pub services: Arc<dyn HostServices>,
+}
+
+/// A running instance. It ends when this and every provider that came from it is dropped.
+#[derive(Clone)]
+pub struct LoadedPlugin {
+    manifest: Manifest,
+    sha256: String,
+    instance: String,
+    path: PathBuf,
+    providers: Providers,
+    remote: Remote,
+}
+
+impl Loader {
+    /// A loader with the limits of the SDK: 30 s to start, 5 s to describe itself.
+    pub fn new() -> Self {
+        Self { start_timeout: Duration::from_secs(30), describe_timeout: Duration::from_secs(5) }
+    }
+
+    /// Changes how long a plugin may take to start.
+    #[must_use]
+    pub fn with_start_timeout(mut self, limit: Duration) -> Self {
+        self.start_timeout = limit;
+        self
+    }
+
+    /// Vets the file, opens it, starts the instance and asks what it provides. Must be called on a tokio runtime, which
+    /// then runs the host services.
+    pub async fn load(&self, spec: PluginSpec) -> Result<LoadedPlugin, LoadError> {
+        let (vetted, module) = open(spec.path.clone(), spec.sha256.clone()).await?;
+        let remote = self.start(module, &spec).await?;
+        let description = self.describe(&remote, &spec).await?;
+        tracing::info!(
+            instance = spec.instance,
+            provider = vetted.name,
+            version = vetted.version,
+            services = ?description.services,
+            "plugin loaded"
+        );
+        Ok(LoadedPlugin::new(vetted, spec, &description, remote))
+    }
+
+    async fn start(&self, module: PluginModuleRef, spec: &PluginSpec) -> Result<Remote, LoadError> {
+        let failed = |source| LoadError::Start {
+            path: spec.path.clone(),
+            instance: spec.instance.clone(),
+            source: Box::new(source),
+        };
+        let host = HostEndpoint::new(Handle::current(), spec.services.clone()).into_raw();
+        let request = spec.start_request().map_err(failed)?.encode_to_vec();
+        let starting = module.start()(host, request.into());
+        match tokio::time::timeout(self.start_timeout, starting).await {
+            Ok(RResult::ROk(endpoint)) => Ok(Remote::new(endpoint, &spec.instance)),
+            Ok(RResult::RErr(status)) => Err(failed(read_status(&status))),
+            Err(_) => Err(LoadError::StartTimeout {
+                path: spec.path.clone(),
+                instance: spec.instance.clone(),
+                limit: self.start_timeout,
+            }),
+        }
+    }
+
+    async fn describe(
+        &self,
+        remote: &Remote,
+        spec: &PluginSpec,
+    ) -> Result<v1::PluginDescription, LoadError> {
+        let context = CallContext::new("describe").with_timeout(self.describe_timeout);
+        remote.call("plugin/describe", &context, &v1::DescribePluginRequest {}).await.map_err(
+            |source| LoadError::Describe {
+                path: spec.path.clone(),
+                instance: spec.instance.clone(),
+                source: Box::new(source),
+            },
+        )
+    }
+}
+
+impl Default for Loader {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl PluginSpec {
+    /// An instance without configuration and state directory, whose log lines go to `tracing`.
+    pub fn new(instance: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        Self {
+            instance: instance.into(),
+            path: path.into(),
+            sha256: None,
+            config_json: String::new(),
+            state_dir: None,
+            worker_threads: 0,
+            log_level: LogLevel::Info,
+            services: Arc::new(TracingServices),
+        }
+    }
+
+    /// Sets the configuration.
+    #[must_use]
+    pub fn with_config_json(mut self, json: impl Into<String>) -> Self {
+        self.config_json = json.into();
+        self
+    }
+
+    /// Pins the file's digest.
+    #[must_use]
+    pub fn with_sha256(mut self, digest: impl Into<String>) -> Self {
+        self.sha256 = Some(digest.into());
+        self
+    }
+
+    /// Sets the state directory.
+    #[must_use]
+    pub fn with_state_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.state_dir = Some(directory.into());
+        self
+    }
+
+    /// Sets what the host does for the instance.
+    #[must_use]
+    pub fn with_services(mut self, services: Arc<dyn HostServices>) -> Self {
+        self.services = services;
+        self
+    }
+
+    /// Sets the most verbose level of log lines.
+    #[must_use]
+    pub fn with_log_level(mut self, level: LogLevel) -> Self {
+        self.log_level = level;
+        self
+    }
+
+    /// Sets how many threads run the plugin's calls.
+    #[must_use]
+    pub fn with_worker_threads(mut self, threads: u32) -> Self {
+        self.worker_threads = threads;
+        self
+    }
+
+    fn start_request(&self) -> Result<v1::StartRequest, ProviderError> {
+        let state_dir = match &self.state_dir {
+            None => String::new(),
+            Some(path) => path.to_str().map(str::to_owned).ok_or_else(|| {
+                ProviderError::invalid(format!("the state directory {path:?} is not UTF-8"))
+            })?,
+        };
+        Ok(v1::StartRequest {
+            instance: self.instance.clone(),
+            config_json: self.config_json.clone(),
+            state_dir,
+            worker_threads: self.worker_threads,
+            log_level: self.log_level.as_str().into(),
+        })
+    }
+}
+
+impl fmt::Debug for PluginSpec {
+    /// Without the configuration, which may hold credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PluginSpec")
+            .field("instance", &self.instance)
+            .field("path", &self.path)
+            .field("sha256", &self.sha256)
+            .field("state_dir", &self.state_dir)
+            .field("worker_threads", &self.worker_threads)
+            .field("log_level", &self.log_level)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LoadedPlugin {
+    fn new(
+        vetted: LoadedFile,
+        spec: PluginSpec,
+        description: &v1::PluginDescription,
+        remote: Remote,
+    ) -> Self {
+        let has = |service: &str| description.services.iter().any(|name| name == service);
+        let mut providers = Providers::default();
+        if has("pod") {
+            providers = providers.with_pods(RemotePods::new(remote.clone()));
+        }
+        if has("container") {
+            providers = providers.with_containers(RemoteContainers::new(remote.clone()));
+        }
+        if has("volume") {
+            providers = providers.with_volumes(RemoteVolumes::new(remote.clone()));
+        }
+        Self {
+            manifest: vetted.manifest,
+            sha256: vetted.sha256,
+            instance: spec.instance,
+            path: spec.path,
+            providers,
+            remote,
+        }
+    }
+
+    /// Machines, if it provides them.
+    pub fn pods(&self) -> Option<Arc<dyn PodProvider>> {
+        self.providers.pods.clone()
+    }
+
+    /// Containers, if it provides them.
+    pub fn containers(&self) -> Option<Arc<dyn ContainerProvider>> {
+        self.providers.containers.clone()
+    }
+
+    /// Disks, if it provides them.
+    pub fn volumes(&self) -> Option<Arc<dyn VolumeProvider>> {
+        self.providers.volumes.clone()
+    }
+
+    /// All that it provides, in the form in which a linked plugin gives it.
+    pub fn providers(&self) -> &Providers {
+        &self.providers
+    }
+
+    /// What the file says about itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The file's SHA-256 digest, in hex.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// The instance's name.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Tells the plugin that the host now wants log lines up to `level`.
+    pub fn set_log_level(&self, level: LogLevel) {
+        let record = v1::LogRecord { level: level.as_str().into(), ..Default::default() };
+        self.remote.notify("plugin/log_level", &record);
+    }
+}
+
+impl fmt::Debug for LoadedPlugin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadedPlugin")
+            .field("instance", &self.instance)
+            .field("path", &self.path)
+            .field("manifest", &self.manifest)
+            .field("providers", &self.providers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What is kept of a vetted file once it is open for ever.
+struct LoadedFile {
+    manifest: Manifest,
+    sha256: String,
+}
+
+impl std::ops::Deref for LoadedFile {
+    type Target = Manifest;
+
+    fn deref(&self) -> &Manifest {
+        &self.manifest
+    }
+}
+
+async fn open(
+    path: PathBuf,
+    sha256: Option<String>,
+) -> Result<(LoadedFile, PluginModuleRef), LoadError> {
+    let stopped = LoadError::Stopped { path: path.clone() };
+    // Reading and linking block; what comes out is a pointer to statics.
+    tokio::task::spawn_blocking(move || {
+        let Vetted { manifest, sha256, file, path } = vet(&path, sha256.as_deref())?;
+        let kept =
+            files::keep(file).map_err(|source| LoadError::Read { path: path.clone(), source })?;
+        let module = abi::open::open(&kept, &manifest.symbol)
+            .map_err(|source: OpenError| LoadError::Abi { path, source })?;
+        Ok((LoadedFile { manifest, sha256 }, module))
+    })
+    .await
+    .unwrap_or(Err(stopped))
+}
+
+fn read_status(status: &[u8]) -> ProviderError {
+    v1::Status::decode(status).map_or_else(
+        |source| ProviderError::internal("the plugin's answer is not readable").with_source(source),
+        ProviderError::from,
+    )
+}

@@ -1,0 +1,248 @@
+//! Calls, streams, cancellation and panics through a plugin that was really loaded.
+
+mod common;
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{trouble, wait_until};
+use infranetes_sdk::container::{ExecInput, ExecInputPart, ExecOutputPart};
+use infranetes_sdk::pod::{
+    ConsoleRequest, CreateRequest, DescribePodRequest, EventsRequest, GetRequest,
+};
+use infranetes_sdk::{
+    CallContext, ErrorKind, LogLevel, PodProvider, RetryAdvice, StreamExt, stream,
+};
+
+fn ctx() -> CallContext {
+    CallContext::new("r1").with_timeout(Duration::from_secs(10))
+}
+
+async fn pods() -> (Arc<dyn PodProvider>, Arc<common::Memory>) {
+    let (plugin, memory) = trouble("{}").await;
+    (plugin.pods().expect("the fixture provides machines"), memory)
+}
+
+fn get(id: &str) -> GetRequest {
+    GetRequest { id: id.into() }
+}
+
+fn console(id: &str) -> ConsoleRequest {
+    ConsoleRequest { id: id.into(), ..ConsoleRequest::default() }
+}
+
+#[tokio::test]
+async fn an_answer_comes_back() {
+    let (pods, _) = pods().await;
+    assert_eq!(pods.get(ctx(), get("m1")).await.expect("an answer").id, "m1");
+}
+
+#[tokio::test]
+async fn what_is_left_out_answers_unsupported() {
+    let (pods, _) = pods().await;
+    let error = pods.describe(ctx(), DescribePodRequest {}).await.expect_err("left out");
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+    assert_eq!(error.message, "this provider does not do pod/describe");
+    let error = pods.events(ctx(), EventsRequest {}).await.err().expect("left out");
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+}
+
+#[tokio::test]
+async fn an_error_arrives_with_all_it_has() {
+    let (pods, _) = pods().await;
+    let error = pods.get(ctx(), get("throttled")).await.expect_err("an error");
+    assert_eq!(error.kind, ErrorKind::Throttled);
+    assert_eq!(error.retry, RetryAdvice::After(Duration::from_millis(1500)));
+    assert_eq!(error.provider_code, "SlowDown");
+    assert_eq!(error.to_string(), "the cloud is busy");
+    let first = error.source().expect("a cause");
+    assert_eq!(first.to_string(), "call the API");
+    assert_eq!(first.source().expect("its cause").to_string(), "status 429");
+}
+
+#[tokio::test]
+async fn the_context_arrives() {
+    let (pods, _) = pods().await;
+    let context = CallContext::new("req-7")
+        .with_timeout(Duration::from_secs(5))
+        .with_traceparent("00-aa-bb-01");
+    let name = pods.get(context, get("context")).await.expect("an answer").name;
+    let words: Vec<&str> = name.split(' ').collect();
+    assert_eq!(words[..2], ["req-7", "00-aa-bb-01"]);
+    let left: u64 = words[2].parse().expect("milliseconds");
+    assert!((4000..=5000).contains(&left), "{left}");
+}
+
+#[tokio::test]
+async fn calls_run_at_once_and_on_the_threads_of_the_plugin() {
+    let (pods, _) = pods().await;
+    let started = tokio::time::Instant::now();
+    let naps = (0..200).map(|_| pods.get(ctx(), get("nap")));
+    for answer in futures::future::join_all(naps).await {
+        answer.expect("an answer");
+    }
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert_eq!(pods.get(ctx(), get("spawn")).await.expect("an answer").name, "p:t0");
+}
+
+#[tokio::test]
+async fn a_panic_is_an_answer_and_a_log_line_and_nothing_else() {
+    let (pods, memory) = pods().await;
+    let error = pods.get(ctx(), get("panic")).await.expect_err("a panic");
+    assert_eq!(error.kind, ErrorKind::Internal);
+    assert_eq!(error.message, "pod/get panicked: index out of range");
+    memory.wait_for_line(LogLevel::Error, "fixture_trouble.rs").await;
+    pods.get(ctx(), get("m1")).await.expect("it still answers");
+}
+
+#[tokio::test]
+async fn dropping_a_call_runs_its_destructors() {
+    let (pods, memory) = pods().await;
+    let call = pods.get(ctx(), get("sleep"));
+    assert!(tokio::time::timeout(Duration::from_millis(50), call).await.is_err());
+    memory.wait_for_sample("get_dropped").await;
+}
+
+#[tokio::test]
+async fn a_destructor_that_panics_hurts_nobody() {
+    let (pods, memory) = pods().await;
+    let call = pods.get(ctx(), get("bad drop"));
+    assert!(tokio::time::timeout(Duration::from_millis(50), call).await.is_err());
+    memory.wait_for_line(LogLevel::Error, "a destructor went wrong").await;
+    pods.get(ctx(), get("m1")).await.expect("it still answers");
+}
+
+#[tokio::test]
+async fn the_deadline_ends_a_call_in_the_plugin() {
+    let (pods, memory) = pods().await;
+    let context = CallContext::new("r1").with_timeout(Duration::from_millis(30));
+    let error = pods.get(context, get("sleep")).await.expect_err("too slow");
+    assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
+    assert!(error.message.starts_with("no answer within"), "{error}");
+    memory.wait_for_sample("get_dropped").await;
+}
+
+#[tokio::test]
+async fn a_plugin_that_blocks_its_thread_does_not_block_the_host() {
+    let (pods, _) = pods().await;
+    let started = tokio::time::Instant::now();
+    let context = CallContext::new("r1").with_timeout(Duration::from_millis(30));
+    let error = pods.get(context, get("block")).await.expect_err("stuck");
+    assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
+    assert_eq!(error.message, "t0 does not react to pod/get");
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_stream_ends_after_its_last_item() {
+    let (pods, _) = pods().await;
+    let chunks: Vec<_> =
+        pods.console(ctx(), console("three")).await.expect("opens").collect().await;
+    let numbers: Vec<u8> =
+        chunks.into_iter().map(|chunk| chunk.expect("an item").data[0]).collect();
+    assert_eq!(numbers, [0, 1, 2]);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_refused_does_not_open() {
+    let (pods, _) = pods().await;
+    let error = pods.console(ctx(), console("refused")).await.err().expect("refused");
+    assert_eq!((error.kind, error.message.as_str()), (ErrorKind::NotFound, "no such console"));
+}
+
+#[tokio::test]
+async fn a_stream_ends_at_its_first_error() {
+    let (pods, _) = pods().await;
+    for (id, kind, message) in [
+        ("error", ErrorKind::Transient, "cut off"),
+        ("panic", ErrorKind::Internal, "pod/console panicked: the console exploded"),
+    ] {
+        let mut items: Vec<_> =
+            pods.console(ctx(), console(id)).await.expect("opens").collect().await;
+        assert_eq!(items.len(), 4, "{id}");
+        let error = items.pop().expect("four items").expect_err("the last is the error");
+        assert_eq!((error.kind, error.message.as_str()), (kind, message));
+    }
+}
+
+#[tokio::test]
+async fn a_slow_reader_makes_the_producer_wait() {
+    let (pods, memory) = pods().await;
+    let mut chunks = pods.console(ctx(), console("endless")).await.expect("opens");
+    chunks.next().await.expect("an item").expect("no error");
+    wait_until("a full queue", || memory.samples("chunk_made") >= 16).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let made = memory.samples("chunk_made");
+    assert!(made <= 20, "{made} chunks were made for a reader that took one");
+    drop(chunks);
+    memory.wait_for_sample("console_dropped").await;
+}
+
+#[tokio::test]
+async fn dropping_a_stream_stops_an_idle_producer() {
+    let (pods, memory) = pods().await;
+    let mut chunks = pods.console(ctx(), console("idle")).await.expect("opens");
+    chunks.next().await.expect("an item").expect("no error");
+    drop(chunks);
+    memory.wait_for_sample("console_dropped").await;
+}
+
+#[tokio::test]
+async fn ten_thousand_chunks_arrive_in_order() {
+    let (pods, _) = pods().await;
+    let mut chunks = pods.console(ctx(), console("endless")).await.expect("opens");
+    for expected in 0..10_000_u64 {
+        let data = chunks.next().await.expect("an item").expect("no error").data;
+        assert_eq!(data, expected.to_le_bytes());
+    }
+}
+
+#[tokio::test]
+async fn a_duplex_call_reads_and_writes_at_once() {
+    let (plugin, _) = trouble("{}").await;
+    let containers = plugin.containers().expect("the fixture provides containers");
+    let (stdin, input) = stream::channel(1);
+    let mut output = containers.exec(ctx(), input).await.expect("opens");
+    for word in ["one", "two"] {
+        let part = Some(ExecInputPart::Stdin(word.into()));
+        stdin.send(Ok(ExecInput { input: part })).await.expect("it listens");
+        let echoed = output.next().await.expect("an item").expect("no error");
+        assert_eq!(echoed.output, Some(ExecOutputPart::Stdout(word.into())));
+    }
+    let part = Some(ExecInputPart::StdinClosed(true));
+    stdin.send(Ok(ExecInput { input: part })).await.expect("it listens");
+    let exit = output.next().await.expect("an item").expect("no error");
+    assert!(matches!(exit.output, Some(ExecOutputPart::Exit(exit)) if exit.code == 6));
+    assert!(output.next().await.is_none());
+}
+
+#[tokio::test]
+async fn dropping_the_output_of_a_duplex_call_drops_its_input() {
+    let (plugin, _) = trouble("{}").await;
+    let containers = plugin.containers().expect("the fixture provides containers");
+    let (stdin, input) = stream::channel(1);
+    let output = containers.exec(ctx(), input).await.expect("opens");
+    drop(output);
+    let part = Some(ExecInputPart::Stdin(b"x".to_vec()));
+    let item = ExecInput { input: part };
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while stdin.send(Ok(item.clone())).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .expect("the input is dropped");
+}
+
+#[tokio::test]
+async fn a_service_that_is_not_provided_is_not_there() {
+    let (plugin, _) = trouble(r#"{"start":"nothing"}"#).await;
+    assert!(plugin.pods().is_none() && plugin.containers().is_none() && plugin.volumes().is_none());
+
+    let (plugin, _) = trouble("{}").await;
+    assert!(plugin.volumes().is_none());
+    let pods = plugin.pods().expect("the fixture provides machines");
+    let error = pods.create(ctx(), CreateRequest::default()).await.expect_err("left out");
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+}
