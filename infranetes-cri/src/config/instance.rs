@@ -16,8 +16,8 @@ pub struct ProviderInstance {
     pub name: String,
     /// The plugin's file.
     pub plugin: PathBuf,
-    /// The digest that the plugin's file must have.
-    pub sha256: Option<[u8; 32]>,
+    /// The digest that the plugin's file must have: 64 lower-case hexadecimal digits.
+    pub sha256: Option<String>,
     /// Threads of the plugin's runtime.
     pub worker_threads: u32,
     /// What the plugin is told: its `[config]` table. May hold secrets, so `Debug` leaves it out.
@@ -91,7 +91,7 @@ fn resolve(name: &str, file: File) -> Result<ProviderInstance, Invalid> {
     Ok(ProviderInstance {
         name: name.to_owned(),
         plugin: file.plugin,
-        sha256: file.sha256.as_deref().map(sha256).transpose()?,
+        sha256: file.sha256.map(sha256).transpose()?,
         worker_threads,
         config: json_object(file.config, &["config".to_owned()])?,
     })
@@ -104,18 +104,9 @@ fn is_instance_name(name: &str) -> bool {
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
 }
 
-fn sha256(text: &str) -> Result<[u8; 32], Invalid> {
-    let mut digest = [0; 32];
-    let digit = |b: u8| (b as char).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let bytes = text.as_bytes();
-    let whole = bytes.len() == 64
-        && digest.iter_mut().zip(bytes.chunks_exact(2)).all(|(byte, pair)| {
-            let value = digit(pair[0]).zip(digit(pair[1])).map(|(high, low)| high << 4 | low);
-            *byte = value.unwrap_or_default();
-            value.is_some()
-        });
-    if whole {
-        Ok(digest)
+fn sha256(text: String) -> Result<String, Invalid> {
+    if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        Ok(text.to_ascii_lowercase())
     } else {
         Err(Invalid::new(&["sha256"], "has to be 64 hexadecimal digits, as sha256sum prints them"))
     }
@@ -180,7 +171,7 @@ mod tests {
         );
         let instance = read("cloud-1", &text).unwrap();
         assert_eq!(instance.name, "cloud-1");
-        assert_eq!(instance.sha256.unwrap()[..2], [0x0a, 0xf1]);
+        assert_eq!(instance.sha256.as_deref().unwrap(), "0af1".repeat(16));
         assert_eq!(instance.worker_threads, 2);
         assert_eq!(
             instance.config.to_string(),
