@@ -1,0 +1,115 @@
+//! Promises of the `PodProvider`.
+
+mod life;
+mod many;
+mod stage;
+mod wishes;
+
+use std::sync::Arc;
+
+use infranetes_sdk::PodProvider;
+use infranetes_sdk::pod::{Network, PlanRequest};
+
+use crate::check::{Check, Limits, checks, run_all};
+use crate::report::Report;
+use stage::Stage;
+
+/// What the suite needs to know about a provider to make machines with it.
+#[derive(Clone, Debug)]
+pub struct PodSubject {
+    /// A wish that the provider can fulfil.
+    pub plan: PlanRequest,
+    /// Given to every machine.
+    pub user_data: Vec<u8>,
+    /// Image of the machines; empty means the provider's guest image.
+    pub image: String,
+    /// Network of the machines; `None` is the first address mode that the provider describes.
+    pub network: Option<Network>,
+    /// Whether a machine says where its agent is once it runs.
+    pub has_agent: bool,
+    /// Whether a machine's console shows something once it runs.
+    pub has_console_output: bool,
+    /// How many machines may exist at once; at least 2.
+    pub machines_max: usize,
+    /// How long things may take.
+    pub limits: Limits,
+}
+
+impl Default for PodSubject {
+    /// One CPU, 256 MiB, a few bytes of user-data, the provider's own network, four machines at once.
+    fn default() -> Self {
+        Self {
+            plan: PlanRequest {
+                cpu_millis: 1000,
+                memory_bytes: 256 << 20,
+                ..PlanRequest::default()
+            },
+            user_data: b"conformance".to_vec(),
+            image: String::new(),
+            network: None,
+            has_agent: true,
+            has_console_output: false,
+            machines_max: 4,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// The suite for one provider.
+pub struct PodSuite {
+    stage: Stage,
+}
+
+impl PodSuite {
+    /// Tests `provider`.
+    pub fn new(provider: Arc<dyn PodProvider>, subject: PodSubject) -> Self {
+        Self { stage: Stage::new(provider, subject) }
+    }
+
+    /// Checks every promise. Ends even if the provider hangs: each check has a time limit.
+    pub async fn run(self) -> Report {
+        let limits = self.stage.subject.limits.clone();
+        let mut report = run_all(&self.stage, CHECKS, &limits).await;
+        // Cleaning up goes on whatever was found, and is a promise of its own.
+        report.lines.extend(run_all(&self.stage, LAST, &limits).await.lines);
+        report
+    }
+}
+
+const CHECKS: &[Check<Stage>] = checks! { Stage;
+    "pod/describe/constant", "describe gives the same answer again" => wishes::describe_is_constant;
+    "pod/plan/fits", "every candidate has what was asked for" => wishes::plan_fits;
+    "pod/plan/constant", "plan makes nothing and gives the same answer again" => wishes::plan_is_constant;
+    "pod/plan/impossible", "a wish that nothing fits is Invalid" => wishes::plan_refuses;
+    "pod/unknown-id", "an unknown id is NotFound" => wishes::unknown_ids;
+    "pod/destroy/unknown-id", "destroying what is not there is success" => wishes::destroy_unknown;
+    "pod/list/unknown-page", "an unknown page token is Invalid" => wishes::unknown_page;
+    "pod/describe/honest", "what describe denies is Unsupported, what it grants is not" => wishes::capabilities;
+    "pod/create/user-data-limit", "too much user-data is Invalid and makes nothing" => wishes::user_data_limit;
+    "pod/create/unknown-type", "an unknown machine type is Invalid and makes nothing" => wishes::unknown_type;
+    "pod/create/address-modes", "an address mode that describe denies is Unsupported" => wishes::address_modes;
+    "pod/create/accepted", "create answers an id, the name and the tags" => life::create;
+    "pod/create/same-token", "the same token twice is one machine" => life::same_token;
+    "pod/create/same-token-other-shape", "the same token with another shape is Conflict" => life::other_shape;
+    "pod/get/runs", "the machine runs within the limit, with name and tags" => life::runs;
+    "pod/list/tags", "list finds it once by all of its tags, and not by others" => life::listed;
+    "pod/addresses", "a running machine has its addresses" => life::addresses;
+    "pod/console/replay", "the console replays at most what was asked for, and ends" => life::console_replay;
+    "pod/console/readers", "several readers follow the console at once" => life::console_readers;
+    "pod/machine/honest", "what describe denies is Unsupported for a machine, too" => life::capabilities;
+    "pod/resize/same", "the size that it has is success" => life::resize_same;
+    "pod/stop", "a stopped machine is off, still there, and stopping again is success" => life::stop;
+    "pod/start", "a stopped machine starts again, and starting again is success" => life::start;
+    "pod/destroy", "a destroyed machine is NotFound, not listed, and owns nothing" => life::destroy;
+    "pod/destroy/again", "destroying again is success" => life::destroy_again;
+    "pod/destroy/creating", "a machine that is being made can be destroyed" => many::destroy_at_once;
+    "pod/create/concurrent-token", "the same token at the same time is one machine" => many::concurrent_token;
+    "pod/create/cancelled", "a cancelled create leaves nothing that list does not show" => many::cancelled_create;
+    "pod/create/deadline", "a create past its deadline leaves nothing that list does not show" => many::late_create;
+    "pod/list/pages", "every machine is on exactly one page" => many::pages;
+    "pod/destroy/concurrent", "destroying one machine at the same time is success for all" => many::concurrent_destroy;
+};
+
+const LAST: &[Check<Stage>] = checks! { Stage;
+    "pod/clean", "nothing of this run is left" => many::clean;
+};
