@@ -120,7 +120,8 @@ impl Partial {
         let file = open_options().truncate(false).read(true).append(true).open(&path)?;
         let mut partial =
             Partial { file, path, digest: digest.clone(), hasher: digest.hasher(), length: 0 };
-        if partial.file.metadata()?.len() > size || partial.read_back().is_err() {
+        let length = partial.file.metadata()?.len();
+        if length > size || partial.read_back(length).is_err() {
             partial.restart()?;
         }
         Ok(partial)
@@ -157,10 +158,11 @@ impl Partial {
         Ok(Ok(()))
     }
 
-    fn read_back(&mut self) -> io::Result<()> {
+    fn read_back(&mut self, length: u64) -> io::Result<()> {
+        let mut content = (&self.file).take(length);
         let mut buffer = vec![0; 256 << 10];
         loop {
-            let count = self.file.read(&mut buffer)?;
+            let count = content.read(&mut buffer)?;
             if count == 0 {
                 return Ok(());
             }

@@ -112,17 +112,18 @@ impl Download {
         }
         let name = self.digest.to_string();
         let response = registry.get("blobs", &name, None, have).await?;
-        if response.status() == StatusCode::OK && have > 0 {
-            tracing::debug!(digest = %self.digest, registry = registry.name(),
-                "the registry cannot continue downloads; starting anew");
-            self.restart().await?;
-            self.resumed = false;
-        } else if response.status() == StatusCode::PARTIAL_CONTENT
-            && starts_at(&response) != Some(have)
-        {
-            let (registry, why) =
-                (registry.name().to_owned(), "it sends another range than asked for".to_owned());
-            return Err(PullFailure::Protocol { registry, why }.into());
+        match response.status() {
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                self.start_anew(registry).await?;
+                return Err(Transient::CutOff { have: 0, size: self.size }.into());
+            }
+            StatusCode::OK if have > 0 => self.start_anew(registry).await?,
+            StatusCode::PARTIAL_CONTENT if starts_at(&response) != Some(have) => {
+                let why = "it sends another range than asked for".to_owned();
+                let registry = registry.name().to_owned();
+                return Err(PullFailure::Protocol { registry, why }.into());
+            }
+            _ => {}
         }
         self.receive(response, registry).await
     }
@@ -162,6 +163,14 @@ impl Download {
         }
     }
 
+    /// Forgets what there is, because the registry cannot continue from there.
+    async fn start_anew(&mut self, registry: &RegistryEndpoint) -> Result<(), PullFailure> {
+        tracing::debug!(digest = %self.digest, registry = registry.name(),
+            "the registry cannot continue downloads; starting anew");
+        self.resumed = false;
+        self.restart().await
+    }
+
     fn length(&self) -> u64 {
         lock(&self.file).partial.length()
     }
@@ -182,10 +191,11 @@ impl Download {
             (Arc::clone(&self.file), Arc::clone(&self.shared), self.digest.clone());
         let written = blocking(move || {
             let mut writing = lock(&file);
-            let mut result = work(&mut writing.partial);
+            let result = work(&mut writing.partial);
+            let full = result.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::StorageFull);
             // Half a layer on a full disk is in everybody's way.
-            if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull) {
-                result = writing.partial.restart().and(result);
+            if full && let Err(error) = writing.partial.restart() {
+                tracing::warn!(%digest, %error, "the start of a layer cannot be given up");
             }
             shared.state().set_partial(&digest, writing.partial.length(), Instant::now());
             result

@@ -213,16 +213,19 @@ impl<'a> Session<'a> {
         first: usize,
     ) -> Result<Fetched, PullError> {
         let mut turns = self.turns(PullPhase::Manifest, first);
-        let (bytes, digest, content_type) = loop {
-            match self.fetch_document(turns.next(), "manifests", name, expected).await {
-                Ok(fetched) => break fetched,
+        loop {
+            let fetched = self.fetch_document(turns.next(), "manifests", name, expected).await;
+            // What is no manifest may still be one elsewhere: some mirrors answer all with a login page.
+            let read = fetched.and_then(|(bytes, digest, content_type)| {
+                let document = Document::parse(&bytes, content_type.as_deref());
+                let document = document.map_err(PullFailure::Unusable)?;
+                Ok(Fetched { bytes, digest, document, endpoint: turns.number })
+            });
+            match read {
+                Ok(fetched) => return Ok(fetched),
                 Err(failure) => turns.failed(failure)?,
             }
-        };
-        let endpoint = turns.number;
-        let document = Document::parse(&bytes, content_type.as_deref())
-            .map_err(|error| self.unusable(PullPhase::Manifest, error))?;
-        Ok(Fetched { bytes, digest, document, endpoint })
+        }
     }
 
     /// Reads a document into memory and checks its digest, if it is known what it should be.

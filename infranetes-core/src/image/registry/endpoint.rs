@@ -52,7 +52,7 @@ impl RegistryEndpoint {
     }
 
     /// Asks for `what` (`manifests` or `blobs`) with the name `name`; from the byte `from` on, if the
-    /// registry can do that: a status of 200 instead of 206 says that it cannot.
+    /// registry can do that: a status of 200 instead of 206, or 416, says that it cannot.
     pub(in super::super) async fn get(
         &self,
         what: &str,
@@ -70,6 +70,7 @@ impl RegistryEndpoint {
         }
         match response.status() {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(response),
+            StatusCode::RANGE_NOT_SATISFIABLE if from > 0 => Ok(response),
             status => Err(self.refusal(self.name(), status, response.headers())),
         }
     }
