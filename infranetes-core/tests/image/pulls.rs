@@ -70,7 +70,8 @@ async fn every_kind_of_door_opens_to_its_credentials() {
     };
     let refresh = || fields(|fields| fields.identity_token = REFRESH.into());
     let token = || fields(|fields| fields.registry_token = "registry-token".into());
-    let doors: [(&str, fn(&Registry) -> Door, Option<Credentials>); 5] = [
+    type Build = fn(&Registry) -> Door;
+    let doors: [(&str, Build, Option<Credentials>); 5] = [
         ("basic", |_| Door::Basic(USER, PASSWORD), Some(ann())),
         ("token for all", |registry| registry.give_tokens_to(None), None),
         ("token for one", |registry| registry.give_tokens_to(Some(USER)), Some(ann())),
