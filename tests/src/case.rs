@@ -78,6 +78,36 @@ impl Case {
         Ok(())
     }
 
+    /// Lets the daemon speak plain HTTP to these registries; restarts it.
+    pub async fn allow_plain_http(&mut self, hosts: &[&str]) -> Result<()> {
+        let provider = self.node.provider();
+        let mut config = format!("[handlers.{provider}]\nprovider = \"{provider}\"\n");
+        for host in hosts {
+            config += &format!("[images.registries.\"{host}\"]\nurl = \"http://{host}\"\n");
+        }
+        self.node.write_config(&config)?;
+        self.restart_hard().await
+    }
+
+    /// Replaces the configuration of a provider instance; restarts the daemon.
+    pub async fn reconfigure_provider(&mut self, name: &str, config: &str) -> Result<()> {
+        self.node.write_provider(name, config)?;
+        self.restart_hard().await
+    }
+
+    /// Moves the daemon's state to a file system of a few MiB; restarts the daemon.
+    pub async fn put_state_on_a_small_disk(&mut self) -> Result<SmallDisk> {
+        let disk = SmallDisk::mount(&self.node.path("small"))?;
+        self.node.move_state_to(&disk.path)?;
+        self.restart_hard().await?;
+        Ok(disk)
+    }
+
+    /// A file of the guest image.
+    pub fn guest(&self, name: &str) -> std::path::PathBuf {
+        self.node.programs().guest.join(name)
+    }
+
     /// What a container wrote, without CRI's frame: (stream, tag, text) of each line.
     pub fn log_lines(&self, pod: &Pod, name: &str) -> Result<Vec<(String, String, String)>> {
         let path = std::path::Path::new(&pod.log_directory).join(format!("{name}.log"));
@@ -102,6 +132,41 @@ impl Case {
             client.remove_pod(&sandbox.id).await?;
         }
         Ok(())
+    }
+}
+
+/// A file system of a few MiB, unmounted when dropped.
+pub struct SmallDisk {
+    path: std::path::PathBuf,
+}
+
+impl SmallDisk {
+    fn mount(path: &std::path::Path) -> Result<SmallDisk> {
+        std::fs::create_dir_all(path)?;
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=8m,mode=700", "infranetes-small"])
+            .arg(path)
+            .status()?;
+        anyhow::ensure!(mount.success(), "tmpfs could not be mounted on {}", path.display());
+        Ok(SmallDisk { path: path.to_owned() })
+    }
+
+    /// Uses up all room; the file that did it.
+    pub fn fill(&self) -> Result<std::path::PathBuf> {
+        use std::io::Write;
+        let path = self.path.join("filler");
+        let mut file = std::fs::File::create(&path)?;
+        for size in [64 * 1024, 4096, 1] {
+            while file.write_all(&vec![0_u8; size]).is_ok() {}
+        }
+        Ok(path)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // What still uses it keeps it; the count of what is left tells.
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.path).status();
     }
 }
 

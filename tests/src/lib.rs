@@ -11,4 +11,5 @@ pub mod footprint;
 pub mod image;
 pub mod node;
 pub mod registry;
+pub mod stuck_kernel;
 pub mod wait;

@@ -43,6 +43,9 @@ impl Programs {
 pub struct Node {
     dir: tempfile::TempDir,
     programs: Programs,
+    provider: String,
+    state: PathBuf,
+    registry: String,
 }
 
 impl Node {
@@ -50,15 +53,32 @@ impl Node {
     /// that is spoken to in plain HTTP.
     pub fn new(programs: &Programs, provider: &str, registry: &str) -> Result<Node> {
         let dir = tempfile::Builder::new().prefix("infranetes-node-").tempdir()?;
-        let node = Node { dir, programs: programs.clone() };
+        let node = Node {
+            state: dir.path().join("state"),
+            dir,
+            programs: programs.clone(),
+            provider: provider.to_owned(),
+            registry: registry.to_owned(),
+        };
         fs::create_dir_all(node.path("providers.d"))?;
         fs::create_dir_all(node.path("logs"))?;
-        node.write_config(&format!(
-            "[handlers.{provider}]\nprovider = \"{provider}\"\n\
-             [images.registries.\"{registry}\"]\nurl = \"http://{registry}\"\n"
-        ))?;
+        node.write_default_config()?;
         node.write_provider(provider, &node.plugin_config(provider)?)?;
         Ok(node)
+    }
+
+    fn write_default_config(&self) -> Result<()> {
+        let Node { provider, registry, .. } = self;
+        self.write_config(&format!(
+            "[handlers.{provider}]\nprovider = \"{provider}\"\n\
+             [images.registries.\"{registry}\"]\nurl = \"http://{registry}\"\n"
+        ))
+    }
+
+    /// Uses another place for the daemon's state from the next start on.
+    pub fn move_state_to(&mut self, path: &Path) -> Result<()> {
+        self.state = path.join("state");
+        self.write_default_config()
     }
 
     /// Replaces what follows the node's own keys in its configuration; the first handler is the default.
@@ -68,7 +88,7 @@ impl Node {
             "listen = \"unix://{}\"\nstate_dir = \"{}\"\nproviders_dir = \"{}\"\ncluster = \"test\"\nnode = \"{}\"\n\
              default_handler = \"{}\"\n",
             self.socket().display(),
-            self.path("state").display(),
+            self.state.display(),
             self.path("providers.d").display(),
             self.name(),
             default.unwrap_or_default(),
@@ -83,12 +103,15 @@ impl Node {
         Ok(fs::write(self.path("providers.d").join(format!("{name}.toml")), text)?)
     }
 
+    /// Configuration of the qemu provider with some keys before the usual ones.
+    pub fn qemu_config(&self, first: &str) -> String {
+        let guest = self.programs.guest.display();
+        format!("{first}kernel = \"{guest}/vmlinuz\"\ninitramfs = \"{guest}/initramfs\"\n")
+    }
+
     fn plugin_config(&self, provider: &str) -> Result<String> {
         Ok(match provider {
-            "qemu" => format!(
-                "kernel = \"{guest}/vmlinuz\"\ninitramfs = \"{guest}/initramfs\"\n",
-                guest = self.programs.guest.display(),
-            ),
+            "qemu" => self.qemu_config(""),
             "process" => {
                 let plugins = self.path("agent-plugins");
                 fs::create_dir_all(&plugins)?;
@@ -165,6 +188,16 @@ impl Node {
     /// A path in the node's directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// The provider behind the default handler.
+    pub fn provider(&self) -> &str {
+        &self.provider
+    }
+
+    /// The programs under test.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
     }
 
     /// The node's directory.
