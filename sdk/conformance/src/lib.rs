@@ -21,9 +21,11 @@
 //! (with why: mostly that `describe` denies the capability).
 
 mod check;
+mod container;
 mod pod;
 mod report;
 
 pub use check::Limits;
+pub use container::{ContainerSubject, ContainerSuite};
 pub use pod::{PodSubject, PodSuite};
 pub use report::{Line, Report, Verdict};
