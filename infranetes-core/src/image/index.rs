@@ -110,6 +110,14 @@ pub(super) fn write<'a>(
     Ok(bytes.len() as u64)
 }
 
+/// Deletes what a crash during [`write`] left behind: nobody was told yet that it was written.
+pub(super) fn forget_unfinished(root: &Path) -> io::Result<()> {
+    match fs::remove_file(root.join(NEW_FILE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
 fn decode(path: &Path, bytes: &[u8]) -> Result<Vec<ImageRecord>, IndexError> {
     let damaged = |why| IndexError::Damaged { path: path.to_owned(), why };
     let line_end =

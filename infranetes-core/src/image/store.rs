@@ -205,6 +205,7 @@ impl Opened {
             // Before the directory of the blobs is made: blobs without an index are damage.
             None => (Vec::new(), index::write(&layout.root, [].iter()).map_err(disk)?),
         };
+        index::forget_unfinished(&layout.root).map_err(disk)?;
         layout.make_directories().map_err(disk)?;
         layout.empty_trash().map_err(disk)?;
         let (blobs, partials) = (layout.list_blobs(), layout.list_partials());

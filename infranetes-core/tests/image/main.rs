@@ -2,8 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here is the test")]
 
+mod crash;
+mod debian;
 mod durable;
 mod failures;
 mod node;
 mod pulls;
 mod registry;
+mod tls;

@@ -42,6 +42,11 @@ impl Node {
         Node { dir, store, config }
     }
 
+    /// A node around a store that was opened elsewhere.
+    pub(crate) fn reopened(dir: TempDir, store: ImageStore, config: ImageStoreConfig) -> Node {
+        Node { dir, store, config }
+    }
+
     pub(crate) fn config(&self) -> ImageStoreConfig {
         self.config.clone()
     }
