@@ -24,8 +24,10 @@ mod check;
 mod container;
 mod pod;
 mod report;
+mod volume;
 
 pub use check::Limits;
 pub use container::{ContainerSubject, ContainerSuite};
 pub use pod::{PodSubject, PodSuite};
 pub use report::{Line, Report, Verdict};
+pub use volume::{VolumeSubject, VolumeSuite};

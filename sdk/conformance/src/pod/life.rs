@@ -138,12 +138,15 @@ pub(super) async fn console_readers(stage: &Stage) -> Outcome {
     for _ in 0..3 {
         readers.push(ok("console", stage.provider.console(stage.ctx(), follow.clone()).await)?);
     }
-    for reader in &mut readers {
+    for mut reader in readers {
         // Silence is fine; an end is not, because the machine runs.
-        if let Ok(item) = tokio::time::timeout(FOLLOW_PAUSE, reader.next()).await {
-            let item = item.ok_or_else(|| Stop::Broken("following ended".into()))?;
-            ok("the console", item)?;
-        }
+        let read = async {
+            while let Some(item) = reader.next().await {
+                ok("the console", item)?;
+            }
+            Err(Stop::Broken("following ended while the machine runs".into()))
+        };
+        tokio::time::timeout(FOLLOW_PAUSE, read).await.unwrap_or(Ok(()))?;
     }
     Ok(())
 }
