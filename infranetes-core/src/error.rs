@@ -47,6 +47,9 @@ pub enum EngineError {
     /// The image is not on the node.
     #[error("image {0:?} is not on this node; it has to be pulled first")]
     ImageNotFound(String),
+    /// The image is on the node and cannot be read.
+    #[error("an image of this node cannot be read")]
+    ImageUnreadable(#[source] Cause),
     /// The sandbox did not become ready, and never will.
     #[error("the sandbox failed while {}; {next}{}", phase_words(*phase), tail(console))]
     SandboxFailed {
@@ -230,7 +233,7 @@ impl EngineError {
             | Self::ShuttingDown => FailureKind::Unavailable,
             Self::WrongState { .. } => FailureKind::WrongState,
             Self::Conflict(_) => FailureKind::Conflict,
-            Self::SandboxFailed { cause, .. } => cause.kind,
+            Self::SandboxFailed { cause, .. } | Self::ImageUnreadable(cause) => cause.kind,
             Self::StillRunning { .. } | Self::ExecTimedOut(_) => FailureKind::TimedOut,
             Self::Provider { cause, .. } => provider_kind(cause),
             Self::Agent { cause, .. } => cause.kind(),

@@ -22,6 +22,7 @@ mod pull_error;
 mod read;
 mod reference;
 mod registry;
+mod source;
 mod state;
 mod store;
 
