@@ -1,0 +1,70 @@
+//! Pod sandboxes.
+
+use infranetes_core::error::EngineError;
+use tonic::Status;
+
+use super::Cri;
+use crate::api::v1;
+use crate::convert::{self, SandboxFilter};
+
+impl Cri {
+    pub(super) async fn run_sandbox(
+        &self,
+        request: v1::RunPodSandboxRequest,
+    ) -> Result<v1::RunPodSandboxResponse, Status> {
+        let spec = convert::sandbox_spec(request).map_err(convert::from_refusal)?;
+        let id = self.engine().run_sandbox(spec).await.map_err(convert::from_engine)?;
+        Ok(v1::RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
+    }
+
+    pub(super) async fn stop_sandbox(
+        &self,
+        request: v1::StopPodSandboxRequest,
+    ) -> Result<v1::StopPodSandboxResponse, Status> {
+        if let Some(sandbox) = self.find_sandbox(request.pod_sandbox_id)?.item {
+            gone_is_success(self.engine().stop_sandbox(&sandbox.id).await)?;
+        }
+        Ok(v1::StopPodSandboxResponse {})
+    }
+
+    pub(super) async fn remove_sandbox(
+        &self,
+        request: v1::RemovePodSandboxRequest,
+    ) -> Result<v1::RemovePodSandboxResponse, Status> {
+        if let Some(sandbox) = self.find_sandbox(request.pod_sandbox_id)?.item {
+            gone_is_success(self.engine().remove_sandbox(&sandbox.id).await)?;
+        }
+        Ok(v1::RemovePodSandboxResponse {})
+    }
+
+    pub(super) fn sandbox_status(
+        &self,
+        request: v1::PodSandboxStatusRequest,
+    ) -> Result<v1::PodSandboxStatusResponse, Status> {
+        let sandbox = self.find_sandbox(request.pod_sandbox_id)?.or_not_found("sandbox")?;
+        let info =
+            if request.verbose { convert::sandbox_info(&sandbox) } else { Default::default() };
+        Ok(v1::PodSandboxStatusResponse {
+            status: Some(convert::sandbox_status(&sandbox)),
+            info,
+            ..Default::default()
+        })
+    }
+
+    pub(super) fn list_sandboxes(
+        &self,
+        request: v1::ListPodSandboxRequest,
+    ) -> v1::ListPodSandboxResponse {
+        let filter = SandboxFilter::new(request.filter);
+        let all = self.engine().sandboxes();
+        let listed = all.iter().filter(|sandbox| sandbox.is_listed() && filter.admits(sandbox));
+        v1::ListPodSandboxResponse { items: listed.map(convert::sandbox_item).collect() }
+    }
+}
+
+fn gone_is_success(result: Result<(), EngineError>) -> Result<(), Status> {
+    match result {
+        Err(EngineError::SandboxNotFound(_)) => Ok(()),
+        result => result.map_err(convert::from_engine),
+    }
+}
