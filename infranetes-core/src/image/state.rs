@@ -177,7 +177,7 @@ impl State {
         self.blobs.get(digest).map(|blob| blob.size)
     }
 
-    pub(super) fn drop_blob(&mut self, digest: &Digest) {
+    fn drop_blob(&mut self, digest: &Digest) {
         if let Some(blob) = self.blobs.remove(digest) {
             self.bytes -= blob.size;
         }

@@ -1,0 +1,283 @@
+//! The cgroup of a container: where it is, what it counted, how it ends.
+//!
+//! Each container has an outer cgroup of ours, `PARENT/ID`, and the runtime makes `PARENT/ID/c` in it. The outer one outlives
+//! the runtime's, so that what the container used and whether memory ran out can still be read when it is gone.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::image::remove_tree;
+use infranetes_sdk::v1::ContainerStats;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Which hierarchies this machine has.
+#[derive(Debug, Clone)]
+pub(crate) enum Cgroups {
+    /// One for all controllers.
+    V2 { root: PathBuf },
+    /// One for each controller, or for a few.
+    V1 { hierarchies: Vec<Hierarchy> },
+}
+
+/// A hierarchy of version 1.
+#[derive(Debug, Clone)]
+pub(crate) struct Hierarchy {
+    controllers: Vec<String>,
+    mount: PathBuf,
+}
+
+/// The cgroup of one container.
+#[derive(Debug, Clone)]
+pub(crate) struct Cgroup {
+    cgroups: Cgroups,
+    /// From the root of each hierarchy on, without a slash at its start.
+    outer: PathBuf,
+}
+
+impl Cgroups {
+    /// Looks at what is mounted.
+    pub(crate) fn detect() -> io::Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let mut hierarchies = Vec::new();
+        let mut unified = None;
+        for line in mounts.lines() {
+            let Some((left, right)) = line.split_once(" - ") else { continue };
+            let Some(mount) = left.split(' ').nth(4).map(PathBuf::from) else { continue };
+            let mut right = right.split(' ');
+            match right.next() {
+                Some("cgroup2") => unified = unified.or(Some(mount)),
+                Some("cgroup") => {
+                    let options = right.nth(1).unwrap_or_default();
+                    let controllers = options.split(',').map(str::to_owned).collect();
+                    hierarchies.push(Hierarchy { controllers, mount });
+                }
+                _ => {}
+            }
+        }
+        match (hierarchies.is_empty(), unified) {
+            (false, _) => Ok(Self::V1 { hierarchies }),
+            (true, Some(root)) => Ok(Self::V2 { root }),
+            (true, None) => Err(io::Error::other("no cgroup hierarchy is mounted")),
+        }
+    }
+
+    pub(crate) fn is_v2(&self) -> bool {
+        matches!(self, Self::V2 { .. })
+    }
+
+    /// The cgroup of a container; makes nothing.
+    pub(crate) fn container(&self, parent: &str, id: &str) -> Cgroup {
+        let outer = Path::new(parent.trim_start_matches('/')).join(id);
+        Cgroup { cgroups: self.clone(), outer }
+    }
+
+    /// Whether a limit on swap can be set.
+    pub(crate) fn counts_swap(&self) -> bool {
+        match self {
+            // The root has no such file; what it delegates says enough.
+            Self::V2 { .. } => Path::new("/proc/swaps").exists(),
+            Self::V1 { hierarchies } => controller(hierarchies, "memory")
+                .is_some_and(|mount| mount.join("memory.memsw.limit_in_bytes").exists()),
+        }
+    }
+
+    fn mounts(&self) -> Vec<&Path> {
+        match self {
+            Self::V2 { root } => vec![root],
+            Self::V1 { hierarchies } => hierarchies.iter().map(|one| one.mount.as_path()).collect(),
+        }
+    }
+}
+
+impl Cgroup {
+    /// What the runtime is given as `cgroupsPath`.
+    pub(crate) fn path_for_runtime(&self) -> String {
+        format!("/{}", self.outer.join(INNER).display())
+    }
+
+    /// Makes the outer cgroup; there already is success.
+    pub(crate) fn make(&self) -> io::Result<()> {
+        for mount in self.cgroups.mounts() {
+            // The hierarchies of version 1 are made by the runtime, which knows what cpuset asks for.
+            if self.cgroups.is_v2() {
+                fs::create_dir_all(mount.join(&self.outer))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How often the kernel killed something in it for want of memory; `None` where that is not known any more.
+    pub(crate) fn oom_kills(&self) -> Option<u64> {
+        let file = match &self.cgroups {
+            Cgroups::V2 { root } => root.join(&self.outer).join("memory.events"),
+            Cgroups::V1 { .. } => self.v1("memory")?.join("memory.oom_control"),
+        };
+        field(&fs::read_to_string(file).ok()?, "oom_kill")
+    }
+
+    /// Counters, as far as the hierarchies have them.
+    pub(crate) fn stats(&self) -> ContainerStats {
+        match &self.cgroups {
+            Cgroups::V2 { root } => stats_v2(&root.join(&self.outer)),
+            Cgroups::V1 { .. } => self.stats_v1(),
+        }
+    }
+
+    /// Kills all that is in it, and waits until nothing is.
+    pub(crate) async fn kill(&self) -> io::Result<()> {
+        if let Cgroups::V2 { root } = &self.cgroups {
+            // Missing before Linux 5.14; then one by one.
+            let _ = fs::write(root.join(&self.outer).join("cgroup.kill"), "1");
+        }
+        for _ in 0..KILL_ROUNDS {
+            let pids = self.pids();
+            if pids.is_empty() {
+                return Ok(());
+            }
+            for pid in pids {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            tokio::time::sleep(KILL_PAUSE).await;
+        }
+        Err(io::Error::other("processes stay alive after SIGKILL"))
+    }
+
+    /// Removes it with all below; not there is success.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        for mount in self.cgroups.mounts() {
+            remove_dirs(&mount.join(&self.outer))?;
+        }
+        self.remove_stray()
+    }
+
+    /// crun writes to where the unified hierarchy would be, beside those of version 1: into a plain directory where it is not.
+    fn remove_stray(&self) -> io::Result<()> {
+        let Cgroups::V1 { hierarchies } = &self.cgroups else { return Ok(()) };
+        let Some(base) = hierarchies.first().and_then(|one| one.mount.parent()) else {
+            return Ok(());
+        };
+        let stray = base.join("unified");
+        match rustix::fs::statfs(&stray) {
+            Ok(stat) if stat.f_type as u64 != CGROUP2 => remove_tree(&stray.join(&self.outer)),
+            _ => Ok(()),
+        }
+    }
+
+    fn pids(&self) -> Vec<Pid> {
+        let mut pids = Vec::new();
+        for mount in self.cgroups.mounts() {
+            collect_pids(&mount.join(&self.outer), &mut pids);
+        }
+        pids.sort_unstable_by_key(|pid| pid.as_raw_nonzero());
+        pids.dedup();
+        pids
+    }
+
+    /// The runtime's cgroup in the hierarchy of a controller.
+    fn v1(&self, name: &str) -> Option<PathBuf> {
+        let Cgroups::V1 { hierarchies } = &self.cgroups else { return None };
+        Some(controller(hierarchies, name)?.join(&self.outer).join(INNER))
+    }
+
+    fn stats_v1(&self) -> ContainerStats {
+        let read =
+            |controller: &str, file: &str| fs::read_to_string(self.v1(controller)?.join(file)).ok();
+        let value = |controller: &str, file: &str| {
+            read(controller, file).and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+        };
+        let memory = read("memory", "memory.stat").unwrap_or_default();
+        let memory = |name: &str| field(&memory, name).unwrap_or(0);
+        let usage: u64 = value("memory", "memory.usage_in_bytes");
+        ContainerStats {
+            cpu_usage_ns: value("cpuacct", "cpuacct.usage"),
+            memory_usage_bytes: usage,
+            memory_working_set_bytes: usage.saturating_sub(memory("total_inactive_file")),
+            memory_rss_bytes: memory("total_rss"),
+            memory_page_faults: memory("total_pgfault"),
+            memory_major_page_faults: memory("total_pgmajfault"),
+            processes: value("pids", "pids.current"),
+            ..Default::default()
+        }
+    }
+}
+
+fn stats_v2(dir: &Path) -> ContainerStats {
+    let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
+    let (cpu, memory) = (read("cpu.stat"), read("memory.stat"));
+    let memory = |name: &str| field(&memory, name).unwrap_or(0);
+    let usage: u64 = read("memory.current").trim().parse().unwrap_or(0);
+    ContainerStats {
+        cpu_usage_ns: field(&cpu, "usage_usec").unwrap_or(0).saturating_mul(1000),
+        memory_usage_bytes: usage,
+        memory_working_set_bytes: usage.saturating_sub(memory("inactive_file")),
+        memory_rss_bytes: memory("anon"),
+        memory_page_faults: memory("pgfault"),
+        memory_major_page_faults: memory("pgmajfault"),
+        processes: read("pids.current").trim().parse().unwrap_or(0),
+        ..Default::default()
+    }
+}
+
+/// The number that stands after a name at the start of a line.
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+fn controller<'a>(hierarchies: &'a [Hierarchy], name: &str) -> Option<&'a Path> {
+    let found = hierarchies.iter().find(|one| one.controllers.iter().any(|known| known == name));
+    found.map(|one| one.mount.as_path())
+}
+
+fn children(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let entries = entries.flatten().filter(|one| one.file_type().is_ok_and(|kind| kind.is_dir()));
+    entries.map(|one| one.path()).collect()
+}
+
+fn collect_pids(dir: &Path, pids: &mut Vec<Pid>) {
+    let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    // 0 stands for a process of another pid namespace.
+    pids.extend(text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)));
+    for child in children(dir) {
+        collect_pids(&child, pids);
+    }
+}
+
+fn remove_dirs(dir: &Path) -> io::Result<()> {
+    for child in children(dir) {
+        remove_dirs(&child)?;
+    }
+    match fs::remove_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+const CGROUP2: u64 = 0x6367_7270;
+
+/// The name of the runtime's cgroup in ours.
+const INNER: &str = "c";
+const KILL_ROUNDS: u32 = 200;
+const KILL_PAUSE: Duration = Duration::from_millis(25);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_is_found_by_its_whole_name() {
+        let text = "oom 3\noom_kill 2\noom_kill_disable 0\n";
+        assert_eq!(field(text, "oom_kill"), Some(2));
+        assert_eq!(field(text, "oom"), Some(3));
+        assert_eq!(field(text, "kill"), None);
+    }
+
+    #[test]
+    fn a_container_has_a_cgroup_in_one_of_ours() {
+        let cgroups = Cgroups::V2 { root: "/sys/fs/cgroup".into() };
+        let path = cgroups.container("/infranetes", "c1").path_for_runtime();
+        assert_eq!(path, "/infranetes/c1/c");
+    }
+}

@@ -1,0 +1,114 @@
+//! Makes and removes what a container is made of on disk.
+//!
+//! ```text
+//! RUN/c/ID/config.json      for the runtime
+//! RUN/c/ID/rootfs           the mount
+//! RUN/c/ID/log.N            output that nobody acknowledged
+//! ROOT/writable/ID/         the writable layer
+//! ```
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use infranetes_sdk::v1::CreateContainerRequest;
+use infranetes_sdk::{ProviderError, Result};
+
+use crate::cgroup::Cgroups;
+use crate::container::{Container, Parts};
+use crate::convert::{self, Surroundings};
+use crate::error::io_error;
+use crate::image::{ImageStore, make_private_dir, remove_tree};
+use crate::pause::Pause;
+use crate::rootfs::{Rootfs, make_dir_in, open_root};
+use crate::spool::{Spool, SpoolLimits};
+
+/// Makes containers.
+pub(crate) struct Creator {
+    pub(crate) images: Arc<ImageStore>,
+    pub(crate) root: PathBuf,
+    pub(crate) run: PathBuf,
+    pub(crate) cgroups: Cgroups,
+    pub(crate) cgroup_parent: String,
+    pub(crate) spool: SpoolLimits,
+    pub(crate) pause: Pause,
+}
+
+impl Creator {
+    /// Makes a container; after a failure nothing of it is left.
+    pub(crate) fn create(
+        &self,
+        request: CreateContainerRequest,
+        pid_namespace_of: Option<u32>,
+    ) -> Result<Container> {
+        let id = request.id.clone();
+        let made = self.make(request, pid_namespace_of);
+        if made.is_err()
+            && let Err(error) = self.remove_files(&id)
+        {
+            tracing::warn!(container = id, error = error.chain(), "something half-made is left");
+        }
+        made
+    }
+
+    /// Removes all that is on disk, mounts and cgroups included.
+    pub(crate) fn remove(&self, container: &Container) -> Result<()> {
+        container.cgroup.remove().map_err(io_error("cannot remove the container's cgroup"))?;
+        self.remove_files(container.id())
+    }
+
+    fn make(
+        &self,
+        request: CreateContainerRequest,
+        pid_namespace_of: Option<u32>,
+    ) -> Result<Container> {
+        let image = request.image.as_ref();
+        let image = image.ok_or_else(|| ProviderError::invalid("the container has no image"))?;
+        convert::signal(request.process.as_ref().map_or("", |process| &process.stop_signal))?;
+        let mut layers = self.images.layers_of(image)?;
+        if layers.is_empty() {
+            layers.push(self.images.empty_layer()?);
+        }
+        let bundle = self.run.join(BUNDLES).join(&request.id);
+        make_private_dir(&bundle)?;
+        let rootfs = rootfs(&self.run, &self.root, &request.id);
+        rootfs.mount(&self.images.layers_dir(), &layers, self.images.form())?;
+        let root = open_root(&rootfs.mountpoint)?;
+        let cgroup = self.cgroups.container(&self.cgroup_parent, &request.id);
+        let spec = convert::spec(
+            &request,
+            &Surroundings {
+                rootfs: &rootfs.mountpoint,
+                root: &root,
+                cgroups_path: cgroup.path_for_runtime(),
+                cgroup_v2: self.cgroups.is_v2(),
+                counts_swap: self.cgroups.counts_swap(),
+                pod_shm: Path::new("/dev/shm"),
+                pid_namespace_of,
+            },
+        )?;
+        make_dir_in(&root, &spec.process.cwd)?;
+        let text = serde_json::to_vec(&spec).map_err(std::io::Error::from);
+        text.and_then(|text| fs::write(bundle.join("config.json"), text))
+            .map_err(io_error("cannot write the container's configuration"))?;
+        let spool = Spool::new(bundle.clone(), self.spool);
+        let process = spec.process;
+        Ok(Container::new(Parts { request, layers, process, bundle, rootfs, cgroup, spool }))
+    }
+
+    fn remove_files(&self, id: &str) -> Result<()> {
+        rootfs(&self.run, &self.root, id).remove()?;
+        remove_tree(&self.run.join(BUNDLES).join(id))
+            .map_err(io_error("cannot remove the container's bundle"))
+    }
+}
+
+/// Where the root file system of a container is.
+pub(crate) fn rootfs(run: &Path, root: &Path, id: &str) -> Rootfs {
+    Rootfs {
+        mountpoint: run.join(BUNDLES).join(id).join("rootfs"),
+        writable: root.join("writable").join(id),
+    }
+}
+
+const BUNDLES: &str = "c";
