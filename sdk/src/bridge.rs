@@ -24,7 +24,7 @@ mod stream;
 mod task;
 mod wire;
 
-pub use entry::{Entry, Export, MANIFEST_RUSTC, MANIFEST_TARGET, SDK_VERSION};
+pub use entry::{Entry, Export, MANIFEST_RUSTC, MANIFEST_TARGET, SDK_VERSION, start_linked};
 pub use host::HostEndpoint;
 pub use infranetes_abi as abi;
 pub use remote::Remote;

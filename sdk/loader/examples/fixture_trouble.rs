@@ -79,6 +79,7 @@ impl PodProvider for Trouble {
             }
             "nap" => tokio::time::sleep(Duration::from_millis(100)).await,
             "block" => block(Duration::from_secs(2)),
+            "bad metric" => self.host.metric("panic", 1.0),
             "bad drop" => {
                 struct Bomb;
                 impl Drop for Bomb {

@@ -176,6 +176,23 @@ pub enum LoadError {
         /// Its panic strategy.
         found: String,
     },
+    /// The program that opens it first cannot be run.
+    #[error("cannot run {program} to try the plugin out; install infranetes-probe beside this program", program = program.display())]
+    NoProbe {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It did not survive being opened in a child process.
+    #[error("{path} was tried out in a child process, which ended with {outcome}; install the file again", path = path.display())]
+    Probe {
+        /// The plugin.
+        path: PathBuf,
+        /// How the child ended, and its last words.
+        outcome: String,
+    },
     /// The linker, or the check of its types, refuses it.
     #[error("{path} cannot be used; rebuild it with a released infranetes-sdk", path = path.display())]
     Abi {

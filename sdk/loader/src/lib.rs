@@ -29,10 +29,12 @@ mod elf;
 mod error;
 mod files;
 mod manifest;
+mod probe;
 mod start;
 mod vet;
 
 pub use error::LoadError;
 pub use manifest::Manifest;
+pub use probe::probe;
 pub use start::{LoadedPlugin, Loader, PluginSpec};
 pub use vet::{Vetted, vet};

@@ -1,9 +1,11 @@
 //! What a plugin says about itself, and whether that fits this host.
 
+use std::fmt;
 use std::path::Path;
 
+use infranetes_sdk::bridge::abi::manifest::SYMBOL_PREFIX;
 use infranetes_sdk::bridge::abi::{self, manifest::MAGIC};
-use infranetes_sdk::bridge::{MANIFEST_TARGET, abi::manifest::SYMBOL_PREFIX};
+use infranetes_sdk::bridge::{MANIFEST_RUSTC, MANIFEST_TARGET, SDK_VERSION};
 
 use crate::error::LoadError;
 
@@ -68,6 +70,20 @@ fn parse_lines(lines: &str) -> Manifest {
 }
 
 impl Manifest {
+    /// For a plugin that is part of this program.
+    pub(crate) fn of_linked(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            version: "linked".into(),
+            abi: abi::VERSION.into(),
+            sdk: SDK_VERSION.into(),
+            symbol: String::new(),
+            rustc: MANIFEST_RUSTC.into(),
+            target: MANIFEST_TARGET.into(),
+            panic: "unwind".into(),
+        }
+    }
+
     /// Refuses what this host cannot run.
     pub(crate) fn check(&self, path: &Path) -> Result<(), LoadError> {
         if major(&self.abi) != major(abi::VERSION) {
@@ -92,6 +108,13 @@ impl Manifest {
             return Err(LoadError::Manifest { path: path.into(), what });
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for Manifest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, version, abi, sdk, rustc, target, .. } = self;
+        write!(f, "{name} {version} (ABI {abi}, sdk {sdk}, rustc {rustc}, {target})")
     }
 }
 

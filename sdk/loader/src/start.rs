@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use abi_stable::std_types::RResult;
 use infranetes_sdk::bridge::abi::open::OpenError;
-use infranetes_sdk::bridge::abi::{self, PluginModuleRef};
-use infranetes_sdk::bridge::{HostEndpoint, Remote, RemoteContainers, RemotePods, RemoteVolumes};
+use infranetes_sdk::bridge::abi::{self, EndpointBox, PluginModuleRef, StartFuture};
+use infranetes_sdk::bridge::{
+    HostEndpoint, Remote, RemoteContainers, RemotePods, RemoteVolumes, start_linked,
+};
 use infranetes_sdk::{
-    CallContext, ContainerProvider, HostServices, LogLevel, PodProvider, ProviderError, Providers,
-    TracingServices, VolumeProvider, v1,
+    CallContext, ContainerProvider, HostServices, LogLevel, Plugin, PodProvider, ProviderError,
+    Providers, TracingServices, VolumeProvider, v1,
 };
 use prost::Message;
 use tokio::runtime::Handle;
@@ -19,6 +21,7 @@ use tokio::runtime::Handle;
 use crate::error::LoadError;
 use crate::files;
 use crate::manifest::Manifest;
+use crate::probe;
 use crate::vet::{Vetted, vet};
 
 /// Loads plugins.
@@ -26,6 +29,7 @@ use crate::vet::{Vetted, vet};
 pub struct Loader {
     start_timeout: Duration,
     describe_timeout: Duration,
+    probe: Option<PathBuf>,
 }
 
 /// One instance of a plugin, as the host wants it.
@@ -63,7 +67,11 @@ pub struct LoadedPlugin {
 impl Loader {
     /// A loader with the limits of the SDK: 30 s to start, 5 s to describe itself.
     pub fn new() -> Self {
-        Self { start_timeout: Duration::from_secs(30), describe_timeout: Duration::from_secs(5) }
+        Self {
+            start_timeout: Duration::from_secs(30),
+            describe_timeout: Duration::from_secs(5),
+            probe: None,
+        }
     }
 
     /// Changes how long a plugin may take to start.
@@ -73,12 +81,23 @@ impl Loader {
         self
     }
 
+    /// Opens each file in a child process first, which a damaged file may crash; `program` is `infranetes-probe`.
+    #[must_use]
+    pub fn with_probe(mut self, program: impl Into<PathBuf>) -> Self {
+        self.probe = Some(program.into());
+        self
+    }
+
     /// Vets the file, opens it, starts the instance and asks what it provides. Must be called on a tokio runtime, which
     /// then runs the host services.
     pub async fn load(&self, spec: PluginSpec) -> Result<LoadedPlugin, LoadError> {
-        let (vetted, module) = open(spec.path.clone(), spec.sha256.clone()).await?;
-        let remote = self.start(module, &spec).await?;
-        let description = self.describe(&remote, &spec).await?;
+        let vetted = vet_in_background(spec.path.clone(), spec.sha256.clone()).await?;
+        if let Some(program) = &self.probe {
+            probe::in_child(program, &vetted).await?;
+        }
+        let (vetted, module) = open(vetted).await?;
+        let start = |host, request: Vec<u8>| module.start()(host, request.into());
+        let (remote, description) = self.run(start, &spec).await?;
         tracing::info!(
             instance = spec.instance,
             provider = vetted.name,
@@ -89,7 +108,32 @@ impl Loader {
         Ok(LoadedPlugin::new(vetted, spec, &description, remote))
     }
 
-    async fn start(&self, module: PluginModuleRef, spec: &PluginSpec) -> Result<Remote, LoadError> {
+    /// Runs a plugin that is linked into this program as if it were loaded: on a runtime of its own, with deadlines
+    /// and panics handled there. Nothing is vetted; of `spec`, `path` only stands in messages, and `sha256` is not
+    /// looked at. Its log lines are this program's own.
+    pub async fn link<P: Plugin>(&self, spec: PluginSpec) -> Result<LoadedPlugin, LoadError> {
+        let name = std::any::type_name::<P>();
+        let start = |host, request: Vec<u8>| start_linked::<P>(name, "linked", host, &request);
+        let (remote, description) = self.run(start, &spec).await?;
+        let file = LoadedFile { manifest: Manifest::of_linked(name), sha256: String::new() };
+        Ok(LoadedPlugin::new(file, spec, &description, remote))
+    }
+
+    async fn run(
+        &self,
+        start: impl FnOnce(EndpointBox, Vec<u8>) -> StartFuture,
+        spec: &PluginSpec,
+    ) -> Result<(Remote, v1::PluginDescription), LoadError> {
+        let remote = self.start(start, spec).await?;
+        let description = self.describe(&remote, spec).await?;
+        Ok((remote, description))
+    }
+
+    async fn start(
+        &self,
+        start: impl FnOnce(EndpointBox, Vec<u8>) -> StartFuture,
+        spec: &PluginSpec,
+    ) -> Result<Remote, LoadError> {
         let failed = |source| LoadError::Start {
             path: spec.path.clone(),
             instance: spec.instance.clone(),
@@ -97,7 +141,7 @@ impl Loader {
         };
         let host = HostEndpoint::new(Handle::current(), spec.services.clone()).into_raw();
         let request = spec.start_request().map_err(failed)?.encode_to_vec();
-        let starting = module.start()(host, request.into());
+        let starting = start(host, request);
         match tokio::time::timeout(self.start_timeout, starting).await {
             Ok(RResult::ROk(endpoint)) => Ok(Remote::new(endpoint, &spec.instance)),
             Ok(RResult::RErr(status)) => Err(failed(read_status(&status))),
@@ -306,8 +350,8 @@ impl fmt::Debug for LoadedPlugin {
 }
 
 /// What is kept of a vetted file once it is open for ever.
-struct LoadedFile {
-    manifest: Manifest,
+pub(crate) struct LoadedFile {
+    pub(crate) manifest: Manifest,
     sha256: String,
 }
 
@@ -319,22 +363,25 @@ impl std::ops::Deref for LoadedFile {
     }
 }
 
-async fn open(
-    path: PathBuf,
-    sha256: Option<String>,
-) -> Result<(LoadedFile, PluginModuleRef), LoadError> {
+async fn vet_in_background(path: PathBuf, sha256: Option<String>) -> Result<Vetted, LoadError> {
     let stopped = LoadError::Stopped { path: path.clone() };
-    // Reading and linking block; what comes out is a pointer to statics.
-    tokio::task::spawn_blocking(move || {
-        let Vetted { manifest, sha256, file, path } = vet(&path, sha256.as_deref())?;
-        let kept =
-            files::keep(file).map_err(|source| LoadError::Read { path: path.clone(), source })?;
-        let module = abi::open::open(&kept, &manifest.symbol)
-            .map_err(|source: OpenError| LoadError::Abi { path, source })?;
-        Ok((LoadedFile { manifest, sha256 }, module))
-    })
-    .await
-    .unwrap_or(Err(stopped))
+    // Reading blocks.
+    tokio::task::spawn_blocking(move || vet(&path, sha256.as_deref())).await.unwrap_or(Err(stopped))
+}
+
+async fn open(vetted: Vetted) -> Result<(LoadedFile, PluginModuleRef), LoadError> {
+    let stopped = LoadError::Stopped { path: vetted.path.clone() };
+    // Linking blocks; what comes out is a pointer to statics.
+    tokio::task::spawn_blocking(move || open_vetted(vetted)).await.unwrap_or(Err(stopped))
+}
+
+pub(crate) fn open_vetted(vetted: Vetted) -> Result<(LoadedFile, PluginModuleRef), LoadError> {
+    let Vetted { manifest, sha256, file, path } = vetted;
+    let kept =
+        files::keep(file).map_err(|source| LoadError::Read { path: path.clone(), source })?;
+    let module = abi::open::open(&kept, &manifest.symbol)
+        .map_err(|source: OpenError| LoadError::Abi { path, source })?;
+    Ok((LoadedFile { manifest, sha256 }, module))
 }
 
 fn read_status(status: &[u8]) -> ProviderError {

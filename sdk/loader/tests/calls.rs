@@ -97,6 +97,13 @@ async fn a_panic_is_an_answer_and_a_log_line_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_host_service_that_panics_hurts_nobody() {
+    let (pods, _) = pods().await;
+    pods.get(ctx(), get("bad metric")).await.expect("it does not notice");
+    pods.get(ctx(), get("m1")).await.expect("it still answers");
+}
+
+#[tokio::test]
 async fn dropping_a_call_runs_its_destructors() {
     let (pods, memory) = pods().await;
     let call = pods.get(ctx(), get("sleep"));

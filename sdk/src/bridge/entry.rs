@@ -44,44 +44,70 @@ pub struct Entry<E>(PhantomData<E>);
 
 impl<E: Export> Module for Entry<E> {
     extern "C" fn start(host: EndpointBox, request: RVec<u8>) -> StartFuture {
-        // Nothing may unwind out of here.
-        let started = catch_unwind(AssertUnwindSafe(|| start::<E>(host, &request)))
-            .unwrap_or_else(|payload| Err(panicked("plugin/start", payload.as_ref())));
-        async move {
-            let endpoint = match started {
-                Ok(starting) => starting.await,
-                Err(error) => Err(error),
-            };
-            match endpoint {
-                Ok(endpoint) => RResult::ROk(endpoint),
-                Err(error) => RResult::RErr(encode_error(&error)),
-            }
-        }
-        .into_ffi()
+        start::<E::Plugin>(E::NAME, E::VERSION, host, &request, true)
     }
 }
 
-fn start<E: Export>(
+/// Starts a plugin that is linked into this program, as if it had been loaded. Its `tracing` and `log` lines and its
+/// panics stay this program's own.
+pub fn start_linked<P: Plugin>(
+    name: &'static str,
+    version: &'static str,
     host: EndpointBox,
     request: &[u8],
-) -> Result<impl Future<Output = Result<EndpointBox>> + Send + 'static + use<E>> {
+) -> StartFuture {
+    start::<P>(name, version, host, request, false)
+}
+
+fn start<P: Plugin>(
+    name: &'static str,
+    version: &'static str,
+    host: EndpointBox,
+    request: &[u8],
+    forwards: bool,
+) -> StartFuture {
+    // Nothing may unwind out of here.
+    let prepared = || prepare::<P>(name, version, host, request, forwards);
+    let started = catch_unwind(AssertUnwindSafe(prepared))
+        .unwrap_or_else(|payload| Err(panicked("plugin/start", payload.as_ref())));
+    async move {
+        let endpoint = match started {
+            Ok(starting) => starting.await,
+            Err(error) => Err(error),
+        };
+        match endpoint {
+            Ok(endpoint) => RResult::ROk(endpoint),
+            Err(error) => RResult::RErr(encode_error(&error)),
+        }
+    }
+    .into_ffi()
+}
+
+fn prepare<P: Plugin>(
+    name: &'static str,
+    version: &'static str,
+    host: EndpointBox,
+    request: &[u8],
+    forwards: bool,
+) -> Result<impl Future<Output = Result<EndpointBox>> + Send + 'static + use<P>> {
     let request: v1::StartRequest = decode("plugin/start", request)?;
     let services = Arc::new(RemoteServices(Remote::new(host, "the host")));
-    forward::install(&services, LogLevel::parse(&request.log_level));
+    if forwards {
+        forward::install(&services, LogLevel::parse(&request.log_level));
+    }
     let runtime = OwnRuntime::new(make_runtime(&request, services.clone())?);
 
-    let config = parse_config::<<E::Plugin as Plugin>::Config>(&request.config_json)?;
+    let config = parse_config::<P::Config>(&request.config_json)?;
     let state_dir = (!request.state_dir.is_empty()).then(|| PathBuf::from(&request.state_dir));
     let host = Host::new(request.instance, state_dir, services);
-    let starting = run(runtime.handle(), "plugin/start".into(), async move {
-        E::Plugin::start(host, config).await
-    });
+    let starting =
+        run(runtime.handle(), "plugin/start".into(), async move { P::start(host, config).await });
 
     Ok(async move {
         let providers = starting.await?;
         let description = v1::PluginDescription {
-            name: E::NAME.into(),
-            version: E::VERSION.into(),
+            name: name.into(),
+            version: version.into(),
             sdk_version: SDK_VERSION.into(),
             services: providers.services().into_iter().map(Into::into).collect(),
         };

@@ -9,11 +9,17 @@ use std::time::Duration;
 use infranetes_loader::{LoadError, LoadedPlugin, Loader, PluginSpec};
 use infranetes_sdk::{HostServices, LogLevel, ProviderError, Result, Secret, async_trait};
 
-/// A plugin that cargo built from `examples/`.
+/// A plugin that cargo built from `examples/`; or, to try plugins of another compiler, SDK or profile with this loader,
+/// one in the directory that `INFRANETES_FIXTURES` names.
 pub(crate) fn fixture(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("the path of this test");
-    let target = test.parent().and_then(Path::parent).expect("target directory");
-    let path = target.join("examples").join(format!("libfixture_{name}.so"));
+    let directory = std::env::var_os("INFRANETES_FIXTURES").map_or_else(
+        || {
+            let test = std::env::current_exe().expect("the path of this test");
+            test.parent().and_then(Path::parent).expect("target directory").join("examples")
+        },
+        PathBuf::from,
+    );
+    let path = directory.join(format!("libfixture_{name}.so"));
     assert!(path.exists(), "{path:?} is missing: run `cargo test -p infranetes-loader`");
     path
 }

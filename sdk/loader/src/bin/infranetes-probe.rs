@@ -1,0 +1,45 @@
+//! `infranetes-probe [--sha256 HEX] PLUGIN.so`: would a host load this file?
+//!
+//! Prints what the plugin says about itself, or why it is refused. Exit code 0: yes; 1: no; 2: wrong arguments; anything
+//! else, a signal above all: the file is damaged.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let Some((path, sha256)) = arguments() else {
+        eprintln!("usage: infranetes-probe [--sha256 HEX] PLUGIN.so");
+        return ExitCode::from(2);
+    };
+    match infranetes_loader::probe(&path, sha256.as_deref()) {
+        Ok(manifest) => {
+            println!("{manifest}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            let mut text = error.to_string();
+            let mut next = error.source();
+            while let Some(cause) = next {
+                text.push_str(&format!(": {cause}"));
+                next = cause.source();
+            }
+            eprintln!("{text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn arguments() -> Option<(PathBuf, Option<String>)> {
+    let mut sha256 = None;
+    let mut path = None;
+    let mut arguments = std::env::args_os().skip(1);
+    while let Some(argument) = arguments.next() {
+        if argument == "--sha256" {
+            sha256 = Some(arguments.next()?.into_string().ok()?);
+        } else if path.replace(PathBuf::from(argument)).is_some() {
+            return None;
+        }
+    }
+    path.map(|path| (path, sha256))
+}

@@ -1,0 +1,46 @@
+//! Opening a plugin where it can do no harm: in a child process.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use crate::error::LoadError;
+use crate::manifest::Manifest;
+use crate::start::open_vetted;
+use crate::vet::{Vetted, vet};
+
+/// Vets and opens a plugin, and starts nothing. For programs that do only this and then end: a damaged file may crash
+/// the process, and a good one stays mapped.
+pub fn probe(path: &Path, sha256: Option<&str>) -> Result<Manifest, LoadError> {
+    open_vetted(vet(path, sha256)?).map(|(file, _)| file.manifest)
+}
+
+/// Has `program` (`infranetes-probe`) open the very bytes that were vetted.
+pub(crate) async fn in_child(program: &Path, vetted: &Vetted) -> Result<(), LoadError> {
+    let refused = |outcome: String| LoadError::Probe { path: vetted.path.clone(), outcome };
+    let child = Command::new(program)
+        .arg("--sha256")
+        .arg(&vetted.sha256)
+        .arg(&vetted.path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|source| LoadError::NoProbe { program: program.into(), source })?;
+    match tokio::time::timeout(PROBE_TIMEOUT, child.wait_with_output()).await {
+        Ok(Ok(output)) if output.status.success() => Ok(()),
+        Ok(Ok(output)) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let last = said.lines().last().unwrap_or("it said nothing");
+            Err(refused(format!("{}: {last}", output.status)))
+        }
+        Ok(Err(source)) => Err(LoadError::NoProbe { program: program.into(), source }),
+        Err(_) => Err(refused(format!("no answer within {} s", PROBE_TIMEOUT.as_secs()))),
+    }
+}
+
+/// Vetting and linking take milliseconds.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
