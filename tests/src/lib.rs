@@ -3,9 +3,11 @@
 //! What a case needs from outside stands in [`registry`] (a real one), [`image`], [`node`] (the real daemon as a process) and
 //! [`footprint`] (what is left on the machine). The programs themselves are built before by `cargo xtask`.
 
+pub mod anonymous;
 pub mod bench;
 pub mod case;
 pub mod client;
+pub mod containers;
 pub mod demo;
 pub mod footprint;
 pub mod image;

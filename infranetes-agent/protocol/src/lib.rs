@@ -7,6 +7,10 @@
 //! node look at the version that `Hello` agreed on. [`OLDEST_PROTOCOL`] stays two versions behind: machines outlive
 //! upgrades of the daemon.
 
+mod user_data;
+
+pub use user_data::{USER_DATA_VERSION, UserData};
+
 /// The newest version of the protocol that this crate speaks.
 pub const PROTOCOL: u32 = 1;
 

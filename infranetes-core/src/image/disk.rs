@@ -98,6 +98,17 @@ impl Layout {
         list(&self.partials())
     }
 
+    /// Reads a whole blob, and says whether it is what its name says.
+    pub(super) fn is_whole(&self, digest: &Digest, size: u64) -> io::Result<bool> {
+        let file = match File::open(self.blob(digest)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            other => other?,
+        };
+        let mut hasher = digest.hasher();
+        let length = feed(&mut hasher, file.take(size + 1))?;
+        Ok(length == size && hasher.finish() == *digest)
+    }
+
     /// Makes the renames of blobs durable.
     pub(super) fn sync_blobs(&self) -> io::Result<()> {
         sync_directory(&self.blobs())
@@ -159,15 +170,22 @@ impl Partial {
     }
 
     fn read_back(&mut self, length: u64) -> io::Result<()> {
-        let mut content = (&self.file).take(length);
-        let mut buffer = vec![0; 256 << 10];
-        loop {
-            let count = content.read(&mut buffer)?;
-            if count == 0 {
-                return Ok(());
+        self.length = feed(&mut self.hasher, (&self.file).take(length))?;
+        Ok(())
+    }
+}
+
+/// Digests all of `content`, and says how much it was.
+fn feed(hasher: &mut Hasher, mut content: impl Read) -> io::Result<u64> {
+    let mut buffer = vec![0; 256 << 10];
+    let mut length = 0;
+    loop {
+        match content.read(&mut buffer)? {
+            0 => return Ok(length),
+            count => {
+                hasher.update(&buffer[..count]);
+                length += count as u64;
             }
-            self.hasher.update(&buffer[..count]);
-            self.length += count as u64;
         }
     }
 }

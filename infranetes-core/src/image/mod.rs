@@ -37,6 +37,6 @@ pub use self::info::{ImageInfo, ImageUser, StoreUsage};
 pub use self::manifest::{ImageConfig, ImageManifest, Layer, ManifestError};
 pub use self::platform::Platform;
 pub use self::pull_error::{PullError, PullFailure, PullPhase};
-pub use self::read::{LayerReader, ReadImageError};
+pub use self::read::{LayerCheck, LayerReader, ReadImageError};
 pub use self::reference::{Reference, ReferenceError};
 pub use self::store::{ImageHold, ImageStore, OpenImageStoreError, RemoveImageError};

@@ -2,13 +2,16 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
 use super::digest::{Digest, ImageId};
+use super::index::ImageRecord;
 use super::manifest::{Document, ImageManifest, ManifestError};
-use super::store::{ImageStore, Shared};
+use super::state::State;
+use super::store::{ImageStore, Shared, blocking};
 
 /// A layer as it is stored, from its first byte to its last.
 ///
@@ -72,6 +75,43 @@ impl ImageStore {
         let mut file = self.shared().open_blob(digest, size_bytes).await?;
         file.set_max_buf_size(READ_BUFFER);
         Ok(LayerReader { file: file.take(size_bytes), size_bytes })
+    }
+}
+
+/// Whether a layer is still what it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerCheck {
+    /// It is, on this disk: whoever read something else has to look elsewhere for the fault.
+    Whole,
+    /// It is not. It was deleted, and with it the images that need it: they can be pulled again.
+    Deleted,
+}
+
+impl ImageStore {
+    /// Reads a whole layer and checks it against its digest: for when a machine says that what was sent to
+    /// it is wrong. Reads from disk at full speed, so do it on suspicion and not as a routine.
+    pub async fn recheck_layer(&self, digest: &Digest) -> Result<LayerCheck, ReadImageError> {
+        let shared = self.shared();
+        let size = shared.state().blob_size(digest);
+        let size = size.ok_or_else(|| ReadImageError::NoLayer(digest.clone()))?;
+        let _no_writer = shared.write_lock(digest).await;
+        let disk = |source| ReadImageError::Disk { digest: digest.clone(), source };
+        let (reader, wanted) = (Arc::clone(shared), digest.clone());
+        let whole = blocking(move || reader.layout.is_whole(&wanted, size)).await.flatten();
+        if whole.map_err(disk)? {
+            return Ok(LayerCheck::Whole);
+        }
+        tracing::error!(%digest, "a layer of the image store is damaged; its images are removed");
+        let lost = digest.clone();
+        let change = move |state: &State| {
+            let keeps = |record: &&ImageRecord| !record.blobs.contains_key(&lost);
+            Some(state.images().filter(keeps).cloned().collect())
+        };
+        shared.commit(change).await.map_err(disk)?;
+        // Also if somebody holds it: what is damaged must not become part of the next pull.
+        let (deleter, lost) = (Arc::clone(shared), digest.clone());
+        blocking(move || deleter.forget_blob(&lost)).await.flatten().map_err(disk)?;
+        Ok(LayerCheck::Deleted)
     }
 }
 

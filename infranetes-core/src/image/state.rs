@@ -177,7 +177,7 @@ impl State {
         self.blobs.get(digest).map(|blob| blob.size)
     }
 
-    fn drop_blob(&mut self, digest: &Digest) {
+    pub(super) fn drop_blob(&mut self, digest: &Digest) {
         if let Some(blob) = self.blobs.remove(digest) {
             self.bytes -= blob.size;
         }

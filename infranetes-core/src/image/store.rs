@@ -305,6 +305,15 @@ impl Shared {
         }
     }
 
+    /// Deletes a blob that no image owns any more, whoever holds it.
+    pub(super) fn forget_blob(&self, digest: &Digest) -> io::Result<()> {
+        let mut state = self.state();
+        state.drop_blob(digest);
+        self.layout.discard(&self.layout.blob(digest), digest)?;
+        drop(state);
+        self.layout.empty_trash()
+    }
+
     fn info(&self, record: &ImageRecord) -> ImageInfo {
         ImageInfo {
             id: record.id.clone(),

@@ -3,6 +3,8 @@
 //! [`AgentConnector`] is handed to the engine: the real one (`session::tls`) speaks gRPC over mutual TLS, a simulated world
 //! brings its own. The engine keeps one [`AgentSession`] per machine and dials again when it ends.
 
+pub mod tls;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

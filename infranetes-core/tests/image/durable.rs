@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use infranetes_core::image::{ImageStore, OpenImageStoreError, PullFailure as F, ReadImageError};
+use infranetes_core::image::{
+    ImageStore, LayerCheck, OpenImageStoreError, PullFailure as F, ReadImageError,
+};
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
@@ -245,4 +247,29 @@ async fn an_image_that_lost_a_blob_is_pulled_again_without_the_others() {
     node.expect_whole(&image).await;
     assert_eq!(registry.asked(&image.layer(0).to_string()).len(), 1);
     assert_eq!(registry.asked(&lost).len(), 2);
+}
+
+#[tokio::test]
+async fn a_layer_that_the_disk_changed_is_found_out_and_pulled_again() {
+    let (registry, image, layer) = published("changed", 400_000).await;
+    let other = Image::new("healthy", &[10]);
+    other.publish(&registry, "team/other", "1");
+    let node = Node::new(&registry).await;
+    node.pull().await.unwrap();
+    node.store.pull("reg.test/team/other:1", None).await.unwrap();
+    let digest = image.layer(0);
+    assert_eq!(node.store.recheck_layer(&digest).await.unwrap(), LayerCheck::Whole);
+
+    let path = node.root().join("blobs").join(layer.replace(':', "-"));
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[300_000] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let _hold = node.store.hold(&image.id().parse().unwrap());
+    assert_eq!(node.store.recheck_layer(&digest).await.unwrap(), LayerCheck::Deleted);
+    assert!(node.store.status(APP).is_none());
+    node.expect_whole(&other).await;
+    let gone = node.store.recheck_layer(&digest).await.unwrap_err();
+    assert!(matches!(gone, ReadImageError::NoLayer(_)), "{gone}");
+    node.pull().await.unwrap();
+    node.expect_whole(&image).await;
 }

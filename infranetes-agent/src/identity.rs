@@ -1,0 +1,252 @@
+//! Who this agent is: a key that never leaves, a certificate, and until it has one, a token that works once.
+//!
+//! ```text
+//!  Invited(token) ── Complete on the connection that proved itself ──► Enrolled ── rotation ──► Enrolled
+//! ```
+//!
+//! Both proofs of an enrolment cover the TLS exporter of their connection, so that a proof is worth nothing on any other
+//! connection, and whoever sits in the middle of two connections can prove itself on neither.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use infranetes_agent_protocol::{AGENT_PROOF_PREFIX, NODE_PROOF_PREFIX};
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+use ring::{digest, hmac};
+use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use zeroize::Zeroizing;
+
+use crate::invitation::Invitation;
+use crate::times::BootTimes;
+
+/// The agent's identity; one for the life of the process.
+#[derive(Debug)]
+pub struct Identity {
+    name: ServerName<'static>,
+    roots: Arc<RootCertStore>,
+    provider: Arc<CryptoProvider>,
+    current: RwLock<Arc<CertifiedKey>>,
+    state: Mutex<State>,
+    times: Arc<BootTimes>,
+}
+
+/// Keying material of one TLS connection.
+pub type Channel = [u8; 32];
+
+/// What `Begin` answers: the request for a certificate, and the proof that goes with it.
+pub struct Begun {
+    /// PKCS#10, DER.
+    pub certificate_request: Vec<u8>,
+    /// Proves the request to the node.
+    pub proof: Vec<u8>,
+    /// The key of the request, for [`Identity::complete`].
+    pub key: PendingKey,
+}
+
+/// A key without a certificate yet.
+pub struct PendingKey(KeyPair);
+
+impl Identity {
+    /// Takes an invitation up: makes the first key and a certificate that only carries it.
+    pub fn new(invitation: Invitation, times: Arc<BootTimes>) -> Result<Self, IdentityError> {
+        let mut roots = RootCertStore::empty();
+        roots.add(invitation.ca).map_err(IdentityError::Ca)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let key = new_key()?;
+        let own = CertificateParams::default().self_signed(&key).map_err(IdentityError::Key)?;
+        let current = certified(&provider, vec![own.der().clone()], &key)?;
+        Ok(Self {
+            name: invitation.agent_name,
+            roots: Arc::new(roots),
+            provider,
+            current: RwLock::new(current),
+            state: Mutex::new(State::Invited { token: invitation.token }),
+            times,
+        })
+    }
+
+    /// Whether enrolment is over.
+    pub fn is_enrolled(&self) -> bool {
+        matches!(*self.state(), State::Enrolled)
+    }
+
+    /// The settings for every TLS connection: TLS 1.3, a client certificate of the node's CA, no resumption (a resumed
+    /// session would outlive the certificate that opened it).
+    pub fn tls_config(self: &Arc<Self>) -> Result<Arc<rustls::ServerConfig>, IdentityError> {
+        let verifier = WebPkiClientVerifier::builder_with_provider(
+            Arc::clone(&self.roots),
+            Arc::clone(&self.provider),
+        )
+        .build()
+        .map_err(|cause| IdentityError::Verifier(Box::new(cause)))?;
+        let mut config = rustls::ServerConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|cause| IdentityError::Verifier(Box::new(cause)))?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(Arc::new(Current(Arc::clone(self))));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(Arc::new(config))
+    }
+
+    /// Begins an enrolment: checks that the node knows the token, and proves that the agent does.
+    pub fn begin(&self, channel: &Channel, node_proof: &[u8]) -> Result<Begun, IdentityError> {
+        let key = new_key()?;
+        let request = self.certificate_request(&key)?;
+        let state = self.state();
+        let State::Invited { token } = &*state else { return Err(IdentityError::AlreadyEnrolled) };
+        let mac = hmac::Key::new(hmac::HMAC_SHA256, token);
+        let expected = [NODE_PROOF_PREFIX, channel].concat();
+        hmac::verify(&mac, &expected, node_proof).map_err(|_| IdentityError::Proof)?;
+        let hash = digest::digest(&digest::SHA256, &request);
+        let own = [AGENT_PROOF_PREFIX, channel, hash.as_ref()].concat();
+        let proof = hmac::sign(&mac, &own).as_ref().to_vec();
+        Ok(Begun { certificate_request: request, proof, key: PendingKey(key) })
+    }
+
+    /// Ends the enrolment with the certificate: forgets the token. What fails before that changes nothing.
+    pub fn complete(&self, key: &PendingKey, chain: Vec<Vec<u8>>) -> Result<(), IdentityError> {
+        let certified = self.check_chain(key, chain)?;
+        let mut state = self.state();
+        if matches!(*state, State::Enrolled) {
+            return Err(IdentityError::AlreadyEnrolled);
+        }
+        // Dropping the token overwrites it.
+        *state = State::Enrolled;
+        self.install(certified);
+        self.times.enrolled();
+        Ok(())
+    }
+
+    /// A new key and the request for its certificate.
+    pub fn begin_rotation(&self) -> Result<(Vec<u8>, PendingKey), IdentityError> {
+        let key = new_key()?;
+        Ok((self.certificate_request(&key)?, PendingKey(key)))
+    }
+
+    /// Uses a new certificate from the next handshake on.
+    pub fn complete_rotation(
+        &self,
+        key: &PendingKey,
+        chain: Vec<Vec<u8>>,
+    ) -> Result<(), IdentityError> {
+        let certified = self.check_chain(key, chain)?;
+        self.install(certified);
+        Ok(())
+    }
+
+    fn certificate_request(&self, key: &KeyPair) -> Result<Vec<u8>, IdentityError> {
+        let params = CertificateParams::new([self.name.to_str().into_owned()])
+            .map_err(IdentityError::Key)?;
+        let request = params.serialize_request(key).map_err(IdentityError::Key)?;
+        Ok(request.der().to_vec())
+    }
+
+    /// A certificate counts when it carries our key and our name and comes from the node's CA.
+    fn check_chain(
+        &self,
+        key: &PendingKey,
+        chain: Vec<Vec<u8>>,
+    ) -> Result<Arc<CertifiedKey>, IdentityError> {
+        if chain.len() > CHAIN_MAX {
+            return Err(IdentityError::Chain("it is too long"));
+        }
+        let chain: Vec<_> = chain.into_iter().map(CertificateDer::from).collect();
+        let Some((leaf, rest)) = chain.split_first() else {
+            return Err(IdentityError::Chain("it is empty"));
+        };
+        let verifier = WebPkiServerVerifier::builder_with_provider(
+            Arc::clone(&self.roots),
+            Arc::clone(&self.provider),
+        )
+        .build()
+        .map_err(|cause| IdentityError::Verifier(Box::new(cause)))?;
+        verifier
+            .verify_server_cert(leaf, rest, &self.name, &[], UnixTime::now())
+            .map_err(IdentityError::Certificate)?;
+        let certified = certified(&self.provider, chain, &key.0)?;
+        certified.keys_match().map_err(IdentityError::Certificate)?;
+        Ok(certified)
+    }
+
+    fn install(&self, certified: Arc<CertifiedKey>) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = certified;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum State {
+    Invited { token: Zeroizing<Vec<u8>> },
+    Enrolled,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Invited { .. } => "Invited",
+            Self::Enrolled => "Enrolled",
+        })
+    }
+}
+
+/// Serves whichever certificate is the newest.
+#[derive(Debug)]
+struct Current(Arc<Identity>);
+
+impl ResolvesServerCert for Current {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.current.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+fn new_key() -> Result<KeyPair, IdentityError> {
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(IdentityError::Key)
+}
+
+fn certified(
+    provider: &CryptoProvider,
+    chain: Vec<CertificateDer<'static>>,
+    key: &KeyPair,
+) -> Result<Arc<CertifiedKey>, IdentityError> {
+    let der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+    let key = provider.key_provider.load_private_key(der).map_err(IdentityError::Certificate)?;
+    Ok(Arc::new(CertifiedKey::new(chain, key)))
+}
+
+/// Why an identity could not be had or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The token was used.
+    #[error("this agent is enrolled; a token works once")]
+    AlreadyEnrolled,
+    /// The peer does not know the token, or proved it for another connection.
+    #[error("the proof does not fit the token and this connection")]
+    Proof,
+    /// The chain cannot be one.
+    #[error("the certificate chain cannot be used: {0}")]
+    Chain(&'static str),
+    /// The certificate is not for this key and name, or not from the node.
+    #[error("the certificate is not valid for this agent")]
+    Certificate(#[source] rustls::Error),
+    /// The CA in the user-data is none.
+    #[error("the node's CA certificate cannot be used")]
+    Ca(#[source] rustls::Error),
+    /// No key could be made.
+    #[error("no key could be made")]
+    Key(#[source] rcgen::Error),
+    /// The TLS settings contradict each other.
+    #[error("TLS cannot be set up")]
+    Verifier(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// The node's chains have one certificate; an intermediate or two may come.
+const CHAIN_MAX: usize = 4;

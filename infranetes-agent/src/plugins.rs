@@ -1,0 +1,97 @@
+//! Container providers as plugins: every `.so` of a directory.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use infranetes_loader::{LoadError, Loader, PluginSpec};
+use infranetes_sdk::ContainerProvider;
+
+/// Loads the plugins of a directory in the order of their names and answers the first container provider among them. Beside
+/// `NAME.so`, an optional `NAME.json` is its configuration; `STATE/NAME` is its directory.
+pub async fn load(dir: &Path, state: &Path) -> Result<Arc<dyn ContainerProvider>, PluginError> {
+    let loader = Loader::new();
+    for path in shared_objects(dir)? {
+        let plugin = loader.load(spec(&path, state)?).await?;
+        match plugin.containers() {
+            Some(provider) => return Ok(provider),
+            None => tracing::warn!(file = %path.display(), "not a container provider"),
+        }
+    }
+    Err(PluginError::NoProvider { dir: dir.to_owned() })
+}
+
+fn spec(path: &Path, state: &Path) -> Result<PluginSpec, PluginError> {
+    let name = path.file_stem().map(|name| name.to_string_lossy().into_owned());
+    let name = name.unwrap_or_default();
+    let state = state.join(&name);
+    make_private_dir(&state).map_err(failed(&state))?;
+    let config = path.with_extension("json");
+    let mut spec = PluginSpec::new(name, path);
+    spec.state_dir = Some(state);
+    match std::fs::read_to_string(&config) {
+        Ok(text) => spec.config_json = text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => (),
+        Err(error) => return Err(failed(&config)(error)),
+    }
+    Ok(spec)
+}
+
+fn shared_objects(dir: &Path) -> Result<Vec<PathBuf>, PluginError> {
+    let entries = std::fs::read_dir(dir).map_err(failed(dir))?;
+    let mut paths: Vec<_> = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()
+        .map_err(failed(dir))?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "so"));
+    paths.sort();
+    Ok(paths)
+}
+
+/// Makes a directory that only this user can enter; there already is success.
+pub(crate) fn make_private_dir(path: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+fn failed(path: &Path) -> impl Fn(std::io::Error) -> PluginError {
+    let path = path.display().to_string();
+    move |cause| PluginError::File { path: path.clone(), cause }
+}
+
+/// Why there is no container provider.
+#[derive(Debug, thiserror::Error)]
+pub enum PluginError {
+    /// No plugin of the directory runs containers.
+    #[error("no plugin in {} runs containers", .dir.display())]
+    NoProvider {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A plugin was refused.
+    #[error("a plugin was not loaded")]
+    Refused(#[from] LoadError),
+    /// A file or directory could not be used.
+    #[error("{path} cannot be used")]
+    File {
+        /// Which.
+        path: String,
+        /// Why.
+        #[source]
+        cause: std::io::Error,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_directory_without_plugins_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("README"), "no plugin").unwrap();
+        let error = load(dir.path(), &dir.path().join("state")).await.err().unwrap();
+        assert!(matches!(error, PluginError::NoProvider { .. }), "{error:?}");
+        let error = load(&dir.path().join("none"), dir.path()).await.err().unwrap();
+        assert!(matches!(error, PluginError::File { .. }), "{error:?}");
+    }
+}

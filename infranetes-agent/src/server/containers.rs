@@ -1,0 +1,175 @@
+//! Containers from their creation to their removal.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use infranetes_agent_protocol::v1::{
+    CreateContainerRequest, CreateContainerResponse, RemoveContainerRequest,
+    RemoveContainerResponse, StartContainerRequest, StartContainerResponse, StopContainerRequest,
+    StopContainerResponse,
+};
+use infranetes_sdk::container::{
+    ContainerRef, ContainerState, ListContainersRequest, Mount,
+    StopContainerRequest as SdkStopContainerRequest,
+};
+use infranetes_sdk::{CallContext, ErrorKind, ProviderError};
+use tonic::Status;
+
+use super::convert;
+use crate::machine::Machine;
+
+/// Creates a container, with the machine's files below /etc in it.
+pub(super) async fn create(
+    machine: &Machine,
+    request: CreateContainerRequest,
+) -> Result<CreateContainerResponse, Status> {
+    check_id(&request.id)?;
+    let id = request.id.clone();
+    let mut request = convert::create(request)?;
+    add_etc(machine, &mut request.mounts);
+    let context = context("create", &id, CREATE_TIMEOUT);
+    machine.provider.create(context, request).await.map_err(|error| match error.kind {
+        ErrorKind::Conflict => Status::already_exists(convert::text(&error)),
+        _ => convert::status(&error),
+    })?;
+    tracing::info!(container = %id, "container created");
+    Ok(CreateContainerResponse {})
+}
+
+/// Starts a container that was never started; one that runs is success.
+pub(super) async fn start(
+    machine: &Machine,
+    request: StartContainerRequest,
+) -> Result<StartContainerResponse, Status> {
+    let id = request.id;
+    check_id(&id)?;
+    let reference = || ContainerRef { id: id.clone() };
+    let status = machine
+        .provider
+        .status(context("status", &id, QUERY_TIMEOUT), reference())
+        .await
+        .map_err(|error| convert::status(&error))?;
+    match status.state() {
+        ContainerState::Running => return Ok(StartContainerResponse {}),
+        ContainerState::Exited => {
+            return Err(Status::failed_precondition(format!(
+                "container {id} exited; a container runs once"
+            )));
+        }
+        ContainerState::Created | ContainerState::Unspecified => (),
+    }
+    machine
+        .provider
+        .start(context("start", &id, START_TIMEOUT), reference())
+        .await
+        .map_err(|error| convert::status(&error))?;
+    tracing::info!(container = %id, "container started");
+    Ok(StartContainerResponse {})
+}
+
+/// Stops a container; gone is success.
+pub(super) async fn stop(
+    machine: &Machine,
+    request: StopContainerRequest,
+) -> Result<StopContainerResponse, Status> {
+    check_id(&request.id)?;
+    let grace = convert::grace(request.grace_ms);
+    gone_is_success(stop_one(machine, request.id, request.signal, grace).await)?;
+    Ok(StopContainerResponse {})
+}
+
+/// Removes a container; gone is success.
+pub(super) async fn remove(
+    machine: &Machine,
+    request: RemoveContainerRequest,
+) -> Result<RemoveContainerResponse, Status> {
+    let id = request.id;
+    check_id(&id)?;
+    let context = context("remove", &id, REMOVE_TIMEOUT);
+    let removed = machine.provider.remove(context, ContainerRef { id: id.clone() }).await;
+    gone_is_success(removed.map(drop))?;
+    tracing::info!(container = %id, "container removed");
+    // Without a watcher there is nobody to tell.
+    let _ = machine.removals.send(id);
+    Ok(RemoveContainerResponse {})
+}
+
+/// Stops and removes everything, past errors: the machine ends.
+pub(crate) async fn stop_all(machine: &Machine, grace: Duration) {
+    let context_list = context("list", "all", QUERY_TIMEOUT);
+    let list = match machine.provider.list(context_list, ListContainersRequest {}).await {
+        Ok(list) => list.containers,
+        Err(error) => {
+            tracing::warn!(error = %convert::text(&error), "containers could not be listed");
+            return;
+        }
+    };
+    let ends = list.into_iter().map(|status| async move {
+        let id = status.id;
+        if let Err(error) = stop_one(machine, id.clone(), String::new(), grace).await {
+            tracing::warn!(container = %id, error = %convert::text(&error), "container not stopped");
+        }
+        let context = context("remove", &id, REMOVE_TIMEOUT);
+        if let Err(error) = machine.provider.remove(context, ContainerRef { id: id.clone() }).await
+        {
+            tracing::warn!(container = %id, error = %convert::text(&error), "container not removed");
+        }
+    });
+    join_all(ends).await;
+}
+
+async fn stop_one(
+    machine: &Machine,
+    id: String,
+    signal: String,
+    grace: Duration,
+) -> Result<(), ProviderError> {
+    let context = context("stop", &id, grace + KILL_TIMEOUT);
+    let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+    machine.provider.stop(context, SdkStopContainerRequest { id, signal, grace_ms }).await?;
+    Ok(())
+}
+
+fn gone_is_success(result: Result<(), ProviderError>) -> Result<(), Status> {
+    match result {
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
+        result => result.map_err(|error| convert::status(&error)),
+    }
+}
+
+/// The pod's resolv.conf, hosts and hostname, unless the node brings its own.
+fn add_etc(machine: &Machine, mounts: &mut Vec<Mount>) {
+    for (source, destination) in machine.etc.mounts() {
+        if mounts.iter().any(|mount| mount.destination == destination) {
+            continue;
+        }
+        mounts.push(Mount {
+            source: source.display().to_string(),
+            destination: destination.to_owned(),
+            r#type: "bind".to_owned(),
+            options: vec!["bind".to_owned(), "rw".to_owned()],
+        });
+    }
+}
+
+/// Ids become names of files and cgroups.
+pub(super) fn check_id(id: &str) -> Result<(), Status> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if (1..=ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(plain) {
+        Ok(())
+    } else {
+        Err(Status::invalid_argument("a container id has 1 to 64 of a-z, 0-9 and -"))
+    }
+}
+
+pub(super) fn context(verb: &str, id: &str, timeout: Duration) -> CallContext {
+    CallContext::new(format!("{verb}-{id}")).with_timeout(timeout)
+}
+
+const ID_BYTES_MAX: usize = 64;
+pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(20);
+const CREATE_TIMEOUT: Duration = Duration::from_secs(90);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(60);
+/// From the kill to the exit, on a slow machine.
+const KILL_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,0 +1,191 @@
+//! From an endpoint to an encrypted HTTP/2 connection, and what is wrong where there is none.
+
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::client::TlsStream;
+use tonic::transport::Channel;
+
+use super::failure::tls_problem;
+use crate::session::SessionError;
+
+/// Where an agent listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Endpoint {
+    Tcp { host: String, port: u16 },
+    Unix(PathBuf),
+}
+
+/// A connection whose handshake is done.
+pub(super) type Tls = TlsStream<Pin<Box<dyn Socket>>>;
+
+/// What TLS runs on.
+pub(super) trait Socket: AsyncRead + AsyncWrite + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Send> Socket for S {}
+
+impl Endpoint {
+    pub(super) fn parse(text: &str) -> Result<Self, SessionError> {
+        let invalid = || SessionError::Local {
+            problem: format!("{text:?} is no endpoint of an agent"),
+            cause: "tcp://HOST:PORT and unix:///PATH are".into(),
+        };
+        if let Some(path) = text.strip_prefix("unix://") {
+            return if path.starts_with('/') {
+                Ok(Self::Unix(path.into()))
+            } else {
+                Err(invalid())
+            };
+        }
+        let address = text.strip_prefix("tcp://").ok_or_else(invalid)?;
+        let (host, port) = address.rsplit_once(':').ok_or_else(invalid)?;
+        let port = port.parse().map_err(|_| invalid())?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        if host.is_empty() { Err(invalid()) } else { Ok(Self::Tcp { host: host.into(), port }) }
+    }
+
+    /// Connects and shakes hands, once.
+    pub(super) async fn dial(
+        &self,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+    ) -> Result<Tls, SessionError> {
+        let socket = timeout(CONNECT_TIMEOUT, self.connect())
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|cause| self.not_yet(cause))?;
+        let handshake = tokio_rustls::TlsConnector::from(config).connect(name, socket);
+        match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+            Ok(Ok(tls)) => Ok(tls),
+            Ok(Err(error)) => Err(self.handshake_failed(error)),
+            Err(_) => Err(self.not_yet(io::ErrorKind::TimedOut.into())),
+        }
+    }
+
+    /// As [`Endpoint::dial`], for a machine that may still boot: tries again for a while. What answers at once is asked again
+    /// soon; an attempt that hangs is left hanging while others start, because a forwarder that took a connection before the
+    /// guest had a network may need seconds to notice that it has one.
+    pub(super) async fn dial_booting(
+        &self,
+        config: &Arc<ClientConfig>,
+        name: &ServerName<'static>,
+    ) -> Result<Tls, SessionError> {
+        let end = Instant::now() + PATIENCE;
+        let mut attempts = FuturesUnordered::new();
+        let mut last = self.not_yet(io::ErrorKind::TimedOut.into());
+        loop {
+            if attempts.len() < ATTEMPTS_MAX {
+                attempts.push(self.dial(Arc::clone(config), name.clone()));
+            }
+            tokio::select! {
+                Some(result) = attempts.next() => match result {
+                    Err(error @ SessionError::NotYet { .. }) => last = error,
+                    result => return result,
+                },
+                () = sleep(HEDGE_AFTER) => continue,
+                () = sleep_until(end) => return Err(last),
+            }
+            if Instant::now() >= end {
+                return Err(last);
+            }
+            sleep(RETRY_AFTER).await;
+        }
+    }
+
+    /// Nobody answers.
+    pub(super) fn not_yet(&self, cause: io::Error) -> SessionError {
+        SessionError::NotYet { endpoint: self.to_string(), cause: Box::new(cause) }
+    }
+
+    pub(super) fn untrusted(&self, problem: impl Into<String>) -> SessionError {
+        SessionError::Untrusted { endpoint: self.to_string(), problem: problem.into() }
+    }
+
+    /// A connection that breaks before TLS is up is what a forwarder of a machine without listener looks like; what fails in
+    /// TLS itself is somebody.
+    fn handshake_failed(&self, error: io::Error) -> SessionError {
+        match tls_problem(&error) {
+            Some(problem) => self.untrusted(problem),
+            None => self.not_yet(error),
+        }
+    }
+
+    async fn connect(&self) -> io::Result<Pin<Box<dyn Socket>>> {
+        match self {
+            Self::Tcp { host, port } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                stream.set_nodelay(true)?;
+                Ok(Box::pin(stream))
+            }
+            Self::Unix(path) => Ok(Box::pin(UnixStream::connect(path).await?)),
+        }
+    }
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp://[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+/// HTTP/2 on this connection and no other: when it breaks, so does the channel.
+pub(super) async fn channel(tls: Tls) -> Result<Channel, tonic::transport::Error> {
+    let mut once = Some(tls);
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let tls = once.take().ok_or_else(|| {
+            io::Error::new(io::ErrorKind::NotConnected, "the connection to the agent is closed")
+        });
+        async move { tls.map(TokioIo::new) }
+    });
+    tonic::transport::Endpoint::from_static("http://agent")
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(512 * 1024)
+        .initial_connection_window_size(2 * 1024 * 1024)
+        .http2_max_header_list_size(16 * 1024)
+        .connect_with_connector(connector)
+        .await
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// An emulated CPU that is shared with others takes its time.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long one call waits for a booting machine.
+const PATIENCE: Duration = Duration::from_secs(5);
+const RETRY_AFTER: Duration = Duration::from_millis(20);
+const HEDGE_AFTER: Duration = Duration::from_millis(250);
+const ATTEMPTS_MAX: usize = 8;
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_read_and_written() {
+        for text in ["tcp://127.0.0.1:7443", "tcp://[fd00::1]:7443", "tcp://vm:1", "unix:///run/a"]
+        {
+            assert_eq!(Endpoint::parse(text).unwrap().to_string(), text);
+        }
+        for text in ["", "127.0.0.1:7443", "tcp://:1", "tcp://a", "tcp://a:x", "unix://a"] {
+            assert!(matches!(Endpoint::parse(text), Err(SessionError::Local { .. })), "{text}");
+        }
+    }
+}

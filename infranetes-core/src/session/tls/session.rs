@@ -1,0 +1,231 @@
+//! One open session to one agent.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use infranetes_agent_protocol::v1::agent_client::AgentClient;
+use infranetes_agent_protocol::v1::{
+    BeginRotationRequest, CompleteRotationRequest, CreateContainerRequest, HelloRequest,
+    MissingLayersRequest, RemoveContainerRequest, ShutdownRequest, StartContainerRequest,
+    StopContainerRequest, UsageRequest,
+};
+use infranetes_agent_protocol::{MAX_MESSAGE_BYTES, OLDEST_PROTOCOL, PROTOCOL};
+use rustls_pki_types::CertificateDer;
+use tonic::Code;
+use tonic::transport::Channel;
+
+use super::dial::{Endpoint, channel};
+use super::enrol::server_name;
+use super::failure::{failed, tls_problem, within};
+use super::trust::NodeTrust;
+use super::{convert, streams};
+use crate::ids::ContainerId;
+use crate::session::{
+    AgentHello, AgentIdentity, AgentSession, Binding, Bound, ContainerPlan, ExecRequest,
+    ExecResult, LayerSource, LogSource, MachineImage, MachineUsage, SessionError, WatchEvent,
+};
+
+/// A session; its end is that of its connection.
+pub(super) struct TlsSession {
+    client: AgentClient<Channel>,
+    hello: AgentHello,
+    trust: Arc<NodeTrust>,
+    agent_name: String,
+    /// When the agent's certificate is half over.
+    rotate_at: Mutex<SystemTime>,
+}
+
+impl TlsSession {
+    /// Dials, checks the agent's certificate and says hello.
+    pub(super) async fn open(
+        trust: &Arc<NodeTrust>,
+        endpoint: &Endpoint,
+        identity: &AgentIdentity,
+    ) -> Result<Self, SessionError> {
+        let name = server_name(&identity.agent_name)?;
+        let tls = endpoint.dial(Arc::new(trust.enrolled()?), name).await?;
+        let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let rotate_at = leaf.map_or(SystemTime::UNIX_EPOCH, |leaf| half_life(leaf, trust.life));
+        let not_there = |error: SessionError| match error {
+            // With TLS 1.3 the agent's refusal of our certificate arrives only now.
+            SessionError::Broken(cause) => match tls_problem(cause.as_ref()) {
+                Some(problem) => endpoint.untrusted(problem),
+                None => SessionError::Broken(cause),
+            },
+            error => error,
+        };
+        let channel =
+            channel(tls).await.map_err(|cause| not_there(SessionError::Broken(Box::new(cause))))?;
+        let mut client = AgentClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let hello = say_hello(&mut client).await.map_err(not_there)?;
+        Ok(Self {
+            client,
+            hello,
+            trust: Arc::clone(trust),
+            agent_name: identity.agent_name.clone(),
+            rotate_at: Mutex::new(rotate_at),
+        })
+    }
+
+    fn client(&self) -> AgentClient<Channel> {
+        self.client.clone()
+    }
+}
+
+async fn say_hello(client: &mut AgentClient<Channel>) -> Result<AgentHello, SessionError> {
+    let request = HelloRequest {
+        protocol: PROTOCOL,
+        oldest_protocol: OLDEST_PROTOCOL,
+        node_version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let hello = match tokio::time::timeout(HELLO_TIMEOUT, client.hello(request)).await {
+        Err(_) => return Err(SessionError::TimedOut(HELLO_TIMEOUT)),
+        Ok(Err(status)) if status.code() == Code::FailedPrecondition => {
+            return Err(version_mismatch(status.message().to_owned()));
+        }
+        Ok(result) => result.map_err(failed)?.into_inner(),
+    };
+    if !(OLDEST_PROTOCOL..=PROTOCOL).contains(&hello.protocol) {
+        return Err(version_mismatch(hello.protocol.to_string()));
+    }
+    convert::hello(hello)
+}
+
+fn version_mismatch(agent: String) -> SessionError {
+    SessionError::Version { agent, oldest: OLDEST_PROTOCOL, newest: PROTOCOL }
+}
+
+/// When half of a certificate's life is left; at once for one whose end cannot be read.
+fn half_life(certificate: &CertificateDer<'_>, life: Duration) -> SystemTime {
+    let end = x509_parser::parse_x509_certificate(certificate)
+        .map_or(0, |(_, certificate)| certificate.validity().not_after.timestamp());
+    let end = Duration::from_secs(u64::try_from(end).unwrap_or(0));
+    SystemTime::UNIX_EPOCH + end.saturating_sub(life / 2)
+}
+
+#[async_trait]
+impl AgentSession for TlsSession {
+    fn hello(&self) -> &AgentHello {
+        &self.hello
+    }
+
+    async fn bind(&self, binding: &Binding) -> Result<Bound, SessionError> {
+        let response =
+            within(BIND_TIMEOUT, self.client().bind(convert::binding(binding))).await?.into_inner();
+        convert::bound(response)
+    }
+
+    async fn rotate_if_due(&self) -> Result<(), SessionError> {
+        let due = *self.rotate_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if SystemTime::now() < due {
+            return Ok(());
+        }
+        let mut client = self.client();
+        let begun = within(CALL_TIMEOUT, client.begin_rotation(BeginRotationRequest {}))
+            .await?
+            .into_inner();
+        let certificate = self
+            .trust
+            .ca
+            .sign_agent(&begun.certificate_request, &self.agent_name, self.trust.life)
+            .map_err(|error| SessionError::Violation(format!("a certificate request: {error}")))?;
+        let rotate_at = half_life(&certificate, self.trust.life);
+        let complete = CompleteRotationRequest { certificate_chain: vec![certificate.to_vec()] };
+        within(CALL_TIMEOUT, client.complete_rotation(complete)).await?;
+        *self.rotate_at.lock().unwrap_or_else(PoisonError::into_inner) = rotate_at;
+        Ok(())
+    }
+
+    async fn missing_layers(&self, image: &MachineImage) -> Result<Vec<String>, SessionError> {
+        let request = MissingLayersRequest { image: Some(convert::image(image)) };
+        let response = within(CALL_TIMEOUT, self.client().missing_layers(request)).await?;
+        convert::missing(response.into_inner(), image)
+    }
+
+    async fn import_layers(&self, layers: Vec<LayerSource>) -> Result<(), SessionError> {
+        streams::import(self.client(), layers).await
+    }
+
+    async fn create_container(
+        &self,
+        id: &ContainerId,
+        plan: &ContainerPlan,
+    ) -> Result<(), SessionError> {
+        let config = Some(convert::plan(plan));
+        let request = CreateContainerRequest { id: id.to_string(), config };
+        within(CREATE_TIMEOUT, self.client().create_container(request)).await.map(drop)
+    }
+
+    async fn start_container(&self, id: &ContainerId) -> Result<(), SessionError> {
+        let request = StartContainerRequest { id: id.to_string() };
+        within(START_TIMEOUT, self.client().start_container(request)).await.map(drop)
+    }
+
+    async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), SessionError> {
+        let request = StopContainerRequest {
+            id: id.to_string(),
+            signal: String::new(),
+            grace_ms: convert::millis(grace),
+        };
+        let limit = grace.saturating_add(STOP_TIMEOUT);
+        within(limit, self.client().stop_container(request)).await.map(drop)
+    }
+
+    async fn remove_container(&self, id: &ContainerId) -> Result<(), SessionError> {
+        let request = RemoveContainerRequest { id: id.to_string() };
+        within(START_TIMEOUT, self.client().remove_container(request)).await.map(drop)
+    }
+
+    async fn exec_sync(&self, request: ExecRequest) -> Result<ExecResult, SessionError> {
+        let limit = request.timeout.map(|timeout| timeout.saturating_add(EXEC_MARGIN));
+        let run = streams::exec_sync(self.client(), request);
+        match limit {
+            Some(limit) => {
+                tokio::time::timeout(limit, run).await.unwrap_or(Err(SessionError::TimedOut(limit)))
+            }
+            // A command may run for ever; a machine that died is noticed by the connection.
+            None => run.await,
+        }
+    }
+
+    async fn logs(&self, id: &ContainerId, after: u64) -> Result<Box<dyn LogSource>, SessionError> {
+        let source = streams::logs(self.client(), id, after);
+        match tokio::time::timeout(CALL_TIMEOUT, source).await {
+            Ok(source) => Ok(Box::new(source?)),
+            Err(_) => Err(SessionError::TimedOut(CALL_TIMEOUT)),
+        }
+    }
+
+    async fn watch(
+        &self,
+    ) -> Result<BoxStream<'static, Result<WatchEvent, SessionError>>, SessionError> {
+        let watch = streams::watch(self.client());
+        match tokio::time::timeout(CALL_TIMEOUT, watch).await {
+            Ok(watch) => watch,
+            Err(_) => Err(SessionError::TimedOut(CALL_TIMEOUT)),
+        }
+    }
+
+    async fn usage(&self) -> Result<MachineUsage, SessionError> {
+        let usage = within(CALL_TIMEOUT, self.client().usage(UsageRequest {})).await?;
+        Ok(convert::usage(&usage.into_inner()))
+    }
+
+    async fn shutdown(&self, grace: Duration) -> Result<(), SessionError> {
+        let request = ShutdownRequest { grace_ms: convert::millis(grace) };
+        within(CALL_TIMEOUT, self.client().shutdown(request)).await.map(drop)
+    }
+}
+
+// Each a little longer than what the agent gives its container provider for the same.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(20);
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+const BIND_TIMEOUT: Duration = Duration::from_secs(25);
+const CREATE_TIMEOUT: Duration = Duration::from_secs(100);
+const START_TIMEOUT: Duration = Duration::from_secs(90);
+const STOP_TIMEOUT: Duration = Duration::from_secs(40);
+const EXEC_MARGIN: Duration = Duration::from_secs(30);
