@@ -46,3 +46,5 @@ impl Plugin for Fake {
         Ok(Providers::default().with_pods(FakeProvider::new(cloud, config.script)))
     }
 }
+
+infranetes_sdk::export_provider!(Fake);
