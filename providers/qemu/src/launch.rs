@@ -1,0 +1,261 @@
+//! How a QEMU is started: its command line, its user, its limits.
+//!
+//! A shell of one line stands at the beginning: it waits until its number is on disk and its cgroup is set, bounds the
+//! size of files, and becomes QEMU. If the daemon dies before it gives the word, it ends. QEMU runs in the machine's
+//! directory and names files relative to it, so that directories above may stay closed to its user.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use tokio::process::{Child, Command};
+
+use crate::config::Config;
+use crate::convert::GUEST_ADDRESS;
+use crate::error::QemuError;
+use crate::node::{self, Acceleration};
+use crate::record::Record;
+
+/// What all machines of an instance are started with.
+#[derive(Clone, Debug)]
+pub(crate) struct Launcher {
+    pub(crate) config: Config,
+    pub(crate) acceleration: Acceleration,
+}
+
+/// The files that a machine boots from, as QEMU is to name them.
+#[derive(Clone, Debug)]
+pub(crate) struct BootFiles {
+    pub(crate) qemu: PathBuf,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
+}
+
+impl Launcher {
+    /// Starts the shell that becomes QEMU. It waits for a line on its standard input.
+    pub(crate) fn spawn(
+        &self,
+        dir: &Path,
+        record: &Record,
+        files: &BootFiles,
+        user_data: &[u8],
+    ) -> Result<Child, QemuError> {
+        let handle = File::open(dir).map_err(QemuError::io("open", dir))?;
+        let log_path = dir.join(LOG);
+        let log = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&log_path)
+            .map_err(QemuError::io("write", &log_path))?;
+        let setsid = node::find_program(Path::new("setsid")).map_err(|source| {
+            let remedy = "it comes with util-linux";
+            QemuError::Missing { what: "the program", path: "setsid".into(), remedy, source }
+        })?;
+        let mut command = Command::new(setsid);
+        command
+            .args(["/bin/sh", "-c", SCRIPT, "qemu"])
+            .arg((self.config.console_kib * CONSOLE_LIMIT_FACTOR * 2).to_string())
+            .arg(&files.qemu)
+            .args(self.arguments(dir, record, files, fits_smbios(user_data)))
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            // Resolved by the child after it became the other user: works whatever the directories above allow.
+            .current_dir(format!("/proc/self/fd/{}", handle.as_raw_fd()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(log);
+        if let Some(uid) = record.uid {
+            let gid = if self.acceleration.kvm { node::kvm_group() } else { None };
+            command.uid(uid).gid(gid.unwrap_or(uid));
+        }
+        command.spawn().map_err(|source| QemuError::Spawn { source })
+    }
+
+    /// QEMU's arguments. They are no secret: anybody on the node can read them.
+    fn arguments(
+        &self,
+        dir: &Path,
+        record: &Record,
+        files: &BootFiles,
+        smbios: bool,
+    ) -> Vec<OsString> {
+        let config = &self.config;
+        let cpus = record.cpu_millis.div_ceil(1000).max(1);
+        let mut line = Arguments::default();
+        line.pair("-name", format!("guest={}", escaped(&dir.display().to_string())));
+        line.pair("-machine", config.machine.clone());
+        if let Some(firmware) = self.firmware() {
+            line.pair("-bios", firmware);
+        }
+        match self.acceleration.kvm {
+            true => line.pair("-accel", "kvm"),
+            false => line.pair("-accel", format!("tcg,thread=multi,tb-size={TCG_CACHE_MIB}")),
+        }
+        let cpu = if self.acceleration.kvm { "host" } else { "max" };
+        line.pair("-cpu", config.cpu.as_deref().unwrap_or(cpu));
+        line.pair("-m", format!("{}M", record.memory_mib));
+        line.pair("-smp", cpus.to_string());
+        for plain in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+            line.0.push(plain.into());
+        }
+        line.pair("-display", "none");
+        if config.sandbox {
+            line.pair("-sandbox", SANDBOX);
+        }
+        line.pair("-chardev", format!("file,id=console,path={CONSOLE},append=on"));
+        line.pair("-serial", "chardev:console");
+        line.pair("-qmp", format!("unix:{QMP},server=on,wait=off"));
+        let restrict = if config.restrict_network { "on" } else { "off" };
+        let port = config.agent_port;
+        line.pair(
+            "-netdev",
+            format!("user,id=net,ipv6=off,restrict={restrict},hostfwd=tcp:127.0.0.1:0-:{port}"),
+        );
+        line.pair("-device", "virtio-net-pci,netdev=net,romfile=");
+        line.pair("-device", "virtio-rng-pci");
+        line.pair("-fw_cfg", format!("name=opt/infranetes/user-data,file={BOOT_USER_DATA}"));
+        if smbios {
+            line.pair("-smbios", format!("type=11,path={BOOT_USER_DATA}"));
+        }
+        line.pair("-kernel", &files.kernel);
+        line.pair("-initrd", &files.initramfs);
+        line.pair("-append", self.kernel_command_line());
+        line.0
+    }
+
+    fn firmware(&self) -> Option<&str> {
+        let quick = || Path::new(QBOOT).exists().then_some("qboot.rom");
+        self.config.firmware.as_deref().or_else(quick)
+    }
+
+    fn kernel_command_line(&self) -> String {
+        let Config { kernel_args, extra_kernel_args, .. } = &self.config;
+        let address = format!("infranetes.ip={GUEST_ADDRESS}/24,10.0.2.2,10.0.2.3");
+        let words = [kernel_args, &address, extra_kernel_args].into_iter().map(|part| part.trim());
+        words.filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Memory that the process may take in all: the guest's, and what QEMU needs for itself.
+    pub(crate) fn memory_bytes(&self, record: &Record) -> u64 {
+        (record.memory_mib + OWN_MEMORY_MIB + TCG_CACHE_MIB) << 20
+    }
+}
+
+/// User-data is handed over in two ways: as a file of QEMU's firmware interface, for which the guest needs a module, and,
+/// where it fits, as a string of the SMBIOS tables, which every kernel shows. A string holds no zero.
+fn fits_smbios(user_data: &[u8]) -> bool {
+    !user_data.is_empty() && user_data.len() <= SMBIOS_MAX && !user_data.contains(&0)
+}
+
+/// The last words of a QEMU, at most a few lines.
+pub(crate) fn last_words(dir: &Path) -> Vec<String> {
+    let text = std::fs::read(dir.join(LOG)).unwrap_or_default();
+    let start = text.len().saturating_sub(LAST_WORDS_BYTES);
+    let tail = String::from_utf8_lossy(&text[start..]);
+    let lines: Vec<&str> = tail.lines().filter(|line| !line.trim().is_empty()).collect();
+    let from = lines.len().saturating_sub(LAST_WORDS_LINES);
+    lines[from..].iter().map(|line| (*line).to_owned()).collect()
+}
+
+/// Gives the word to the shell that `spawn` started.
+pub(crate) async fn give_the_word(child: &mut Child) -> io::Result<()> {
+    use tokio::io::AsyncWriteExt;
+    match child.stdin.take() {
+        Some(mut stdin) => stdin.write_all(b"go\n").await,
+        None => Err(io::ErrorKind::BrokenPipe.into()),
+    }
+}
+
+#[derive(Default)]
+struct Arguments(Vec<OsString>);
+
+impl Arguments {
+    fn pair(&mut self, option: &str, value: impl Into<OsString>) {
+        self.0.push(option.into());
+        self.0.push(value.into());
+    }
+}
+
+/// QEMU separates the parts of a value by commas, and reads two as one.
+fn escaped(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+/// Without a word on standard input (the daemon died): the end. Files stay small even while nobody watches: a write over
+/// the limit fails, and QEMU drops the guest's output.
+const SCRIPT: &str = "umask 077; read -r word || exit 97; ulimit -c 0; ulimit -f \"$1\"; shift; \
+                      trap '' XFSZ; exec \"$@\" </dev/null";
+const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+pub(crate) const CONSOLE: &str = "console.log";
+pub(crate) const QMP: &str = "control/qmp";
+/// QEMU's copy, there only until it is read.
+pub(crate) const BOOT_USER_DATA: &str = "user-data.boot";
+/// The tables have 64 KiB in all.
+const SMBIOS_MAX: usize = 32 * 1024;
+const QBOOT: &str = "/usr/share/qemu/qboot.rom";
+const LOG: &str = "qemu.log";
+/// Blocks of `ulimit -f` have 512 bytes.
+const CONSOLE_LIMIT_FACTOR: u64 = 4;
+/// Translated code of a guest under TCG.
+const TCG_CACHE_MIB: u64 = 128;
+const OWN_MEMORY_MIB: u64 = 192;
+const LAST_WORDS_BYTES: usize = 4096;
+const LAST_WORDS_LINES: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Power, VERSION};
+
+    #[test]
+    fn the_command_line_names_no_secret_and_closes_what_it_can() {
+        let launcher = Launcher {
+            config: Config { extra_kernel_args: "debug".to_owned(), ..Default::default() },
+            acceleration: Acceleration { kvm: false, why: "test" },
+        };
+        let record = Record {
+            version: VERSION,
+            id: "vm-1".to_owned(),
+            token: "t0ken".to_owned(),
+            name: "n".to_owned(),
+            tags: Default::default(),
+            machine_type: String::new(),
+            cpu_millis: 1500,
+            memory_mib: 320,
+            created_unix_ms: 0,
+            uid: None,
+            wanted: Power::On,
+            boot_id: String::new(),
+            process: None,
+            port: None,
+            end: None,
+        };
+        let files =
+            BootFiles { qemu: "qemu".into(), kernel: "/k".into(), initramfs: "../boot/i".into() };
+        let arguments = launcher.arguments(Path::new("/run/a,b/vm-1"), &record, &files, true);
+        let line: Vec<String> =
+            arguments.into_iter().map(|word| word.into_string().expect("text")).collect();
+        let line = line.join(" ");
+        for part in [
+            "-name guest=/run/a,,b/vm-1 ",
+            "-m 320M ",
+            "-smp 2 ",
+            "-accel tcg,",
+            "-nodefaults -no-user-config -no-reboot ",
+            "-sandbox on,",
+            "file=user-data.boot ",
+            "-smbios type=11,path=user-data.boot ",
+            "-kernel /k -initrd ../boot/i ",
+            "infranetes.ip=10.0.2.15/24,10.0.2.2,10.0.2.3 debug",
+        ] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
+        assert!(!line.contains("t0ken"));
+    }
+}
