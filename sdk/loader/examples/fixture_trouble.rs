@@ -6,9 +6,11 @@ use infranetes_sdk::container::{ExecExit, ExecInput, ExecInputPart, ExecOutput, 
 use infranetes_sdk::pod::{
     ConsoleChunk, ConsoleRequest, GetRequest, ListRequest, ListResponse, Machine,
 };
+use infranetes_sdk::volume::{Volume, VolumeRef};
 use infranetes_sdk::{
     BoxStream, CallContext, ContainerProvider, Host, LogLevel, Plugin, PodProvider, ProviderError,
-    Providers, Result, RetryAdvice, StreamExt, async_trait, export_provider, stream,
+    Providers, Result, RetryAdvice, StreamExt, VolumeProvider, async_trait, export_provider,
+    stream,
 };
 use serde::Deserialize;
 
@@ -63,7 +65,10 @@ impl Plugin for Trouble {
         tracing::warn!(answer = 42, "from tracing");
         log::info!("from log");
         let this = Self { host };
-        Ok(Providers::default().with_pods(this.clone()).with_containers(this))
+        Ok(Providers::default()
+            .with_pods(this.clone())
+            .with_containers(this.clone())
+            .with_volumes(this))
     }
 }
 
@@ -184,6 +189,13 @@ impl ContainerProvider for Trouble {
             let _ = sender.send(Ok(ExecOutput { output })).await;
         });
         Ok(output)
+    }
+}
+
+#[async_trait]
+impl VolumeProvider for Trouble {
+    async fn get(&self, _: CallContext, request: VolumeRef) -> Result<Volume> {
+        Ok(Volume { id: request.id, ..Volume::default() })
     }
 }
 

@@ -6,13 +6,15 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{trouble, wait_until};
+use common::{fixture, trouble, wait_until};
+use infranetes_loader::{Loader, PluginSpec};
 use infranetes_sdk::container::{ExecInput, ExecInputPart, ExecOutputPart};
 use infranetes_sdk::pod::{
     ConsoleRequest, CreateRequest, DescribePodRequest, EventsRequest, GetRequest,
 };
+use infranetes_sdk::volume::VolumeRef;
 use infranetes_sdk::{
-    CallContext, ErrorKind, LogLevel, PodProvider, RetryAdvice, StreamExt, stream,
+    CallContext, ErrorKind, LogLevel, PodProvider, ProviderError, RetryAdvice, StreamExt, stream,
 };
 
 fn ctx() -> CallContext {
@@ -247,9 +249,34 @@ async fn a_service_that_is_not_provided_is_not_there() {
     let (plugin, _) = trouble(r#"{"start":"nothing"}"#).await;
     assert!(plugin.pods().is_none() && plugin.containers().is_none() && plugin.volumes().is_none());
 
-    let (plugin, _) = trouble("{}").await;
-    assert!(plugin.volumes().is_none());
-    let pods = plugin.pods().expect("the fixture provides machines");
+    let spec = PluginSpec::new("hello", fixture("hello")).with_config_json(r#"{"network":"n"}"#);
+    let hello = Loader::new().load(spec).await.expect("it starts");
+    assert!(hello.volumes().is_none() && hello.containers().is_none());
+    let pods = hello.pods().expect("the fixture provides machines");
     let error = pods.create(ctx(), CreateRequest::default()).await.expect_err("left out");
     assert_eq!(error.kind, ErrorKind::Unsupported);
+}
+
+#[tokio::test]
+async fn volumes_cross_the_boundary_like_machines() {
+    let (plugin, _) = trouble("{}").await;
+    let volumes = plugin.volumes().expect("the fixture provides volumes");
+    let volume = volumes.get(ctx(), VolumeRef { id: "v1".into() }).await.expect("an answer");
+    assert_eq!(volume.id, "v1");
+    let error = volumes.delete(ctx(), VolumeRef::default()).await.expect_err("left out");
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+}
+
+#[tokio::test]
+async fn an_error_in_the_input_of_a_duplex_call_ends_that_input() {
+    let (plugin, _) = trouble("{}").await;
+    let containers = plugin.containers().expect("the fixture provides containers");
+    let (stdin, input) = stream::channel(4);
+    let part = Some(ExecInputPart::Stdin(b"abc".to_vec()));
+    stdin.try_send(Ok(ExecInput { input: part.clone() })).expect("there is room");
+    stdin.try_send(Err(ProviderError::transient("cut off"))).expect("there is room");
+    stdin.try_send(Ok(ExecInput { input: part })).expect("there is room");
+    let output: Vec<_> = containers.exec(ctx(), input).await.expect("opens").collect().await;
+    let last = output.into_iter().last().expect("an exit").expect("no error").output;
+    assert!(matches!(last, Some(ExecOutputPart::Exit(exit)) if exit.code == 3), "{last:?}");
 }

@@ -5,7 +5,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{fixture, trouble, wait_until};
+use common::{fixture, load_trouble, trouble, wait_until};
 use infranetes_loader::{Loader, PluginSpec};
 use infranetes_sdk::pod::{GetRequest, ListRequest};
 use infranetes_sdk::{CallContext, LogLevel};
@@ -58,6 +58,11 @@ async fn an_instance_uses_its_host_and_ends_without_a_trace() {
     call.abort();
     wait_until("the end of the threads", || threads_named("p:t0") == 0).await;
     memory.wait_for_sample("get_dropped").await;
+
+    for config in [r#"{"start":"error"}"#, r#"{"start":"panic"}"#, r#"{"start":"hang"}"#, "{"] {
+        load_trouble(config, memory.clone()).await.expect_err("it does not start");
+    }
+    wait_until("the end of failed starts", || threads_named("p:t0") == 0).await;
 
     for _ in 0..20 {
         let spec = PluginSpec::new("again", fixture("hello"))

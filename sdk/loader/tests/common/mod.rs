@@ -12,16 +12,19 @@ use infranetes_sdk::{HostServices, LogLevel, ProviderError, Result, Secret, asyn
 /// A plugin that cargo built from `examples/`; or, to try plugins of another compiler, SDK or profile with this loader,
 /// one in the directory that `INFRANETES_FIXTURES` names.
 pub(crate) fn fixture(name: &str) -> PathBuf {
-    let directory = std::env::var_os("INFRANETES_FIXTURES").map_or_else(
-        || {
-            let test = std::env::current_exe().expect("the path of this test");
-            test.parent().and_then(Path::parent).expect("target directory").join("examples")
-        },
-        PathBuf::from,
-    );
-    let path = directory.join(format!("libfixture_{name}.so"));
-    assert!(path.exists(), "{path:?} is missing: run `cargo test -p infranetes-loader`");
-    path
+    let file = format!("libfixture_{name}.so");
+    if let Some(directory) = std::env::var_os("INFRANETES_FIXTURES") {
+        return Path::new(&directory).join(file);
+    }
+    let test = std::env::current_exe().expect("the path of this test");
+    let target = test.parent().and_then(Path::parent).expect("target directory");
+    let built = target.join("examples").join(file);
+    // `cargo test --test NAME` runs without building examples.
+    let source = format!("{}/examples/fixture_{name}.rs", env!("CARGO_MANIFEST_DIR"));
+    let changed = |path: &Path| std::fs::metadata(path).and_then(|found| found.modified()).ok();
+    let fresh = changed(&built) >= changed(Path::new(&source)) && built.exists();
+    assert!(fresh, "{built:?} is missing or old: run `cargo test -p infranetes-loader`");
+    built
 }
 
 /// A copy of a fixture, changed, with the right owner and mode.
