@@ -50,7 +50,7 @@ pub enum EngineError {
     /// The image is on the node and cannot be read.
     #[error("an image of this node cannot be read")]
     ImageUnreadable(#[source] Cause),
-    /// The sandbox did not become ready, and never will.
+    /// The sandbox did not become ready, or lost its machine.
     #[error("the sandbox failed while {}; {next}{}", phase_words(*phase), tail(console))]
     SandboxFailed {
         /// The phase that failed.
@@ -93,7 +93,7 @@ pub enum EngineError {
         action: String,
         /// Its reason.
         #[source]
-        cause: infranetes_sdk::ProviderError,
+        cause: Box<infranetes_sdk::ProviderError>,
     },
     /// The agent refused.
     #[error("the machine's agent failed to {action}")]
@@ -195,7 +195,7 @@ impl std::error::Error for Cause {
 }
 
 /// What kind of failure it is, for those who choose by it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
     /// Nothing of this name.
     NotFound,
@@ -242,6 +242,62 @@ impl EngineError {
                 .map_or(FailureKind::Internal, crate::record::RecordError::kind),
             Self::Busy(_) => FailureKind::Exhausted,
             Self::Internal(_) => FailureKind::Internal,
+        }
+    }
+}
+
+impl EngineError {
+    /// The same failure for another caller that joined: sentences are kept, inner types are not.
+    pub(crate) fn echo(&self) -> Self {
+        match self {
+            Self::SandboxNotFound(id) => Self::SandboxNotFound(id.clone()),
+            Self::ContainerNotFound(id) => Self::ContainerNotFound(id.clone()),
+            Self::Invalid { field, problem } => {
+                Self::Invalid { field: field.clone(), problem: problem.clone() }
+            }
+            Self::Unsupported(what) => Self::Unsupported(what.clone()),
+            Self::HandlerUnavailable { handler, problem } => {
+                Self::HandlerUnavailable { handler: handler.clone(), problem: problem.clone() }
+            }
+            Self::WrongState { subject, state, needed } => Self::WrongState {
+                subject: subject.clone(),
+                state: state.clone(),
+                needed: needed.clone(),
+            },
+            Self::Conflict(what) => Self::Conflict(what.clone()),
+            Self::ImageNotFound(image) => Self::ImageNotFound(image.clone()),
+            Self::ImageUnreadable(cause) => Self::ImageUnreadable(cause.clone()),
+            Self::SandboxFailed { phase, next, console, cause } => Self::SandboxFailed {
+                phase: *phase,
+                next: next.clone(),
+                console: console.clone(),
+                cause: cause.clone(),
+            },
+            Self::StillRunning { subject, doing, waited_secs } => Self::StillRunning {
+                subject: subject.clone(),
+                doing: doing.clone(),
+                waited_secs: *waited_secs,
+            },
+            Self::MachineUnreachable { sandbox, cause } => {
+                Self::MachineUnreachable { sandbox: sandbox.clone(), cause: cause.clone() }
+            }
+            Self::Provider { provider, action, cause } => Self::Provider {
+                provider: provider.clone(),
+                action: action.clone(),
+                cause: Box::new(infranetes_sdk::ProviderError::new(cause.kind, cause.chain())),
+            },
+            Self::Agent { action, cause } => Self::Agent {
+                action: action.clone(),
+                cause: crate::session::SessionError::Refused {
+                    kind: cause.kind(),
+                    message: Cause::from(cause).chain(),
+                },
+            },
+            Self::ExecTimedOut(limit) => Self::ExecTimedOut(*limit),
+            Self::Record(cause) => Self::Record(cause.to_string().into()),
+            Self::Busy(what) => Self::Busy(what.clone()),
+            Self::ShuttingDown => Self::ShuttingDown,
+            Self::Internal(what) => Self::Internal(what.clone()),
         }
     }
 }

@@ -14,3 +14,6 @@ pub mod record;
 pub mod session;
 pub mod spec;
 pub mod status;
+
+#[cfg(test)]
+mod testing;

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::engine::naming::is_tag_value;
+use crate::error::EngineError;
 use crate::spec::SandboxResources;
 
 /// What an engine is told once.
@@ -64,5 +66,24 @@ impl Default for PhaseTimeouts {
             bind: Duration::from_secs(30),
             run_call: Duration::from_secs(220),
         }
+
+impl EngineConfig {
+    /// Says what is wrong with it, if anything is.
+    pub fn check(&self) -> Result<(), EngineError> {
+        for (field, value) in [("cluster", &self.cluster), ("node", &self.node)] {
+            if !is_tag_value(value) {
+                return Err(EngineError::Invalid {
+                    field: field.to_owned(),
+                    problem: format!("{value:?} is no tag value: 1 to 63 of a-z, 0-9, _ and -"),
+                });
+            }
+        }
+        if self.concurrent_creates == 0 {
+            return Err(EngineError::Invalid {
+                field: "concurrent_creates".to_owned(),
+                problem: "without one there is never a machine".to_owned(),
+            });
+        }
+        self.handlers.iter().try_for_each(|(name, handler)| handler.timeouts.check(name))
     }
 }

@@ -1,6 +1,13 @@
 //! Durable state: what was wanted and what was begun, written before the outside world is touched.
 
+pub(crate) mod codec;
+pub(crate) mod container;
+mod fields;
+mod memory;
+pub(crate) mod sandbox;
+
 use async_trait::async_trait;
+pub use memory::MemoryStore;
 
 use crate::error::FailureKind;
 
@@ -21,6 +28,8 @@ pub enum Table {
     Sandboxes,
     /// Containers by id.
     Containers,
+    /// How far containers' logs are durable, by container id.
+    Logs,
     /// What the node itself must keep, such as its CA.
     Node,
 }

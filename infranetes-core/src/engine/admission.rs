@@ -1,0 +1,155 @@
+//! What a sandbox or a container does with a request: pure, a table to be read aloud.
+
+use crate::engine::life::{Goal, Life};
+use crate::status::ContainerState;
+
+/// Where a sandbox stands, as far as admission cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// On its way to ready.
+    Booting,
+    Ready,
+    /// Did not become ready.
+    Failed,
+    /// Was ready, and lost its machine.
+    Lost,
+    Stopping,
+    Stopped,
+    /// A durable deletion goes on.
+    Removing,
+}
+
+/// What is asked of a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SandboxWish {
+    Run,
+    Stop,
+    Remove,
+    /// Create a container in it.
+    Host,
+}
+
+/// Where a container stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ContainerStanding {
+    Created,
+    Starting,
+    Running,
+    Stopping,
+    Exited,
+    Removing,
+}
+
+/// What is asked of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ContainerWish {
+    Start,
+    Stop,
+    Remove,
+    ReopenLog,
+}
+
+/// The answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// Begin it.
+    Accept,
+    /// It goes on: wait for its end together.
+    Join,
+    /// It is so already.
+    AlreadyDone,
+    /// It is not to be.
+    Deny(Denial),
+}
+
+/// Why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Denial {
+    NotReady,
+    MachineLost,
+    StoppedForGood,
+    BeingRemoved,
+    NotRunning,
+    HasExited,
+    BeingStarted,
+}
+
+use Admission::{Accept, AlreadyDone, Deny, Join};
+
+/// What a sandbox does with a wish.
+pub(crate) fn admit(standing: Standing, wish: SandboxWish) -> Admission {
+    use SandboxWish::{Host, Remove, Run, Stop};
+    use Standing::{Booting, Failed, Lost, Ready, Removing, Stopped, Stopping};
+    match (standing, wish) {
+        (Booting, Run) => Join,
+        (Ready, Run) => AlreadyDone,
+        // The kubelet asks again with the same attempt after an error: what failed starts over with another machine.
+        (Failed, Run) => Accept,
+        // Its containers have run. Starting over would run them twice under one name.
+        (Lost, Run) => Deny(Denial::MachineLost),
+        (Stopping | Stopped, Run) => Deny(Denial::StoppedForGood),
+        (Removing, Run) => Deny(Denial::BeingRemoved),
+
+        (Booting | Ready | Failed | Lost, Stop) => Accept,
+        (Stopping | Removing, Stop) => Join,
+        (Stopped, Stop) => AlreadyDone,
+
+        (Booting | Ready | Failed | Lost | Stopping | Stopped, Remove) => Accept,
+        (Removing, Remove) => Join,
+
+        (Ready, Host) => Accept,
+        (Booting, Host) => Deny(Denial::NotReady),
+        (Failed | Lost, Host) => Deny(Denial::MachineLost),
+        (Stopping | Stopped, Host) => Deny(Denial::StoppedForGood),
+        (Removing, Host) => Deny(Denial::BeingRemoved),
+    }
+}
+
+/// What a container does with a wish.
+pub(crate) fn admit_container(standing: ContainerStanding, wish: ContainerWish) -> Admission {
+    use ContainerStanding::{Created, Exited, Removing, Running, Starting, Stopping};
+    use ContainerWish::{Remove, ReopenLog, Start, Stop};
+    match (standing, wish) {
+        (Created, Start) => Accept,
+        (Starting, Start) => Join,
+        (Running, Start) => AlreadyDone,
+        (Stopping | Exited, Start) => Deny(Denial::HasExited),
+        (Removing, Start) => Deny(Denial::BeingRemoved),
+
+        (Created | Running, Stop) => Accept,
+        (Starting, Stop) => Deny(Denial::BeingStarted),
+        (Stopping | Removing, Stop) => Join,
+        (Exited, Stop) => AlreadyDone,
+
+        (Created | Running | Exited, Remove) => Accept,
+        (Starting, Remove) => Deny(Denial::BeingStarted),
+        // The kill of a removal overtakes a stop that is patient.
+        (Stopping, Remove) => Accept,
+        (Removing, Remove) => Join,
+
+        (Starting | Running | Stopping, ReopenLog) => Accept,
+        (Created | Exited | Removing, ReopenLog) => Deny(Denial::NotRunning),
+    }
+}
+
+/// Where a sandbox stands.
+pub(crate) fn standing(life: &Life) -> Standing {
+    match (life.goal, &life.failure) {
+        (Goal::Remove, _) => Standing::Removing,
+        (Goal::Stop, _) if life.machine.is_some() => Standing::Stopping,
+        (Goal::Stop, _) => Standing::Stopped,
+        (Goal::Run, Some(_)) if life.was_ready => Standing::Lost,
+        (Goal::Run, Some(_)) => Standing::Failed,
+        (Goal::Run, None) if life.was_ready => Standing::Ready,
+        (Goal::Run, None) => Standing::Booting,
+    }
+}
+
+/// Where a container stands when nothing is being done with it.
+pub(crate) fn at_rest(state: ContainerState) -> ContainerStanding {
+    match state {
+        ContainerState::Created => ContainerStanding::Created,
+        ContainerState::Running | ContainerState::Unknown => ContainerStanding::Running,
+        ContainerState::Exited => ContainerStanding::Exited,
+    }
+}

@@ -1,0 +1,731 @@
+//! The containers of one sandbox: what is held of each, and what goes on with it.
+//!
+//! Nothing about a container is decided twice: the machine's watch says how it is, the record keeps what it said last. A
+//! container becomes durable when its machine has it; what a machine has and the record has not (a crash came between)
+//! is removed from the machine when its list is next seen.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use sha2::{Digest, Sha256};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+
+use crate::engine::admission::{
+    Admission, ContainerStanding, ContainerWish, Denial, admit_container, at_rest,
+};
+use crate::engine::board::{ContainerRequest, Reply};
+use crate::engine::container_plan::merge;
+use crate::engine::life::{ContainerLife, Life, LogMark};
+use crate::engine::link::bounded;
+use crate::engine::log_pump::{Pump, SharedMark};
+use crate::engine::node::Node;
+use crate::engine::timeouts::{AGENT_CALL, EXIT_SEEN, IMPORT};
+use crate::error::{Cause, EngineError, FailureKind};
+use crate::ids::{ContainerId, SandboxId};
+use crate::record::{Change, Table, container};
+use crate::session::{AgentSession, ObservedContainer, ObservedState, WatchEvent};
+use crate::spec::{ContainerSpec, SandboxSpec};
+use crate::status::ContainerState;
+
+/// The containers of a sandbox.
+pub(crate) struct Containers {
+    node: Arc<Node>,
+    sandbox: SandboxId,
+    held: BTreeMap<ContainerId, Held>,
+    coming: BTreeMap<ContainerId, Coming>,
+    work: JoinSet<Done>,
+    /// One import at a time per machine: the second finds the layers that the first brought.
+    imports: Arc<Semaphore>,
+}
+
+struct Held {
+    life: ContainerLife,
+    mark: SharedMark,
+    pump: Option<RunningPump>,
+    doing: Option<Doing>,
+    exited: watch::Sender<bool>,
+}
+
+struct RunningPump {
+    abort: AbortHandle,
+    reopen: mpsc::Sender<Reply<()>>,
+    drained: watch::Receiver<bool>,
+}
+
+struct Doing {
+    wish: ContainerWish,
+    replies: Vec<Reply<()>>,
+}
+
+struct Coming {
+    spec: Arc<ContainerSpec>,
+    fingerprint: String,
+    replies: Vec<Reply<ContainerId>>,
+    abort: AbortHandle,
+}
+
+/// How a piece of work ended.
+pub(crate) enum Done {
+    Brought(ContainerId, Result<Brought, EngineError>),
+    Did(ContainerId, ContainerWish, Result<(), EngineError>),
+    /// A pump ended; `true` when it may be begun again.
+    Pumped(ContainerId, bool),
+    Discarded,
+}
+
+/// A container that its machine has.
+pub(crate) struct Brought {
+    image_id: String,
+    image_ready_at: std::time::SystemTime,
+    mark: LogMark,
+}
+
+impl Containers {
+    pub(crate) fn new(
+        node: Arc<Node>,
+        sandbox: SandboxId,
+        known: Vec<(ContainerLife, LogMark)>,
+    ) -> Self {
+        let held = known.into_iter().map(|(life, mark)| (life.id.clone(), Held::new(life, mark)));
+        Self {
+            node,
+            sandbox,
+            held: held.collect(),
+            coming: BTreeMap::new(),
+            work: JoinSet::new(),
+            imports: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    pub(crate) fn publish_all(&self) {
+        for held in self.held.values() {
+            self.node.board.post_container(held.life.status());
+        }
+    }
+
+    /// The next piece of work that ended; waits for ever when none goes on.
+    pub(crate) async fn next_done(&mut self) -> Done {
+        loop {
+            match self.work.join_next().await {
+                Some(Ok(done)) => return done,
+                // Aborted; a panic does not come here, see `guarded`.
+                Some(Err(_)) => {}
+                None => std::future::pending::<()>().await,
+            }
+        }
+    }
+
+    /// Ids of those that have not ended.
+    pub(crate) fn alive(&self) -> Vec<ContainerId> {
+        let alive = |held: &&Held| held.life.state != ContainerState::Exited;
+        self.held.values().filter(alive).map(|held| held.life.id.clone()).collect()
+    }
+
+    /// Says when the pumps that run have all of their output.
+    pub(crate) fn drains(&self) -> Vec<watch::Receiver<bool>> {
+        self.held
+            .values()
+            .filter_map(|held| held.pump.as_ref())
+            .map(|pump| pump.drained.clone())
+            .collect()
+    }
+
+    /// Changes that delete every trace of the containers.
+    pub(crate) fn deletions(&self) -> Vec<Change> {
+        self.held.keys().flat_map(deletions).collect()
+    }
+
+    pub(crate) fn create(
+        &mut self,
+        life: &Life,
+        session: Option<&Arc<dyn AgentSession>>,
+        spec: ContainerSpec,
+        reply: Reply<ContainerId>,
+    ) {
+        let fingerprint = fingerprint(&spec);
+        let same =
+            |other: &ContainerSpec| (&other.name, other.attempt) == (&spec.name, spec.attempt);
+        if let Some(coming) = self.coming.values_mut().find(|coming| same(&coming.spec)) {
+            if coming.fingerprint == fingerprint {
+                coming.replies.push(reply);
+            } else {
+                let _ = reply.send(Err(taken(&spec)));
+            }
+            return;
+        }
+        if let Some(held) = self.held.values().find(|held| same(&held.life.spec)) {
+            let answer = if held.life.fingerprint == fingerprint {
+                Ok(held.life.id.clone())
+            } else {
+                Err(taken(&spec))
+            };
+            let _ = reply.send(answer);
+            return;
+        }
+        let Some(session) = session.cloned() else {
+            let _ = reply.send(Err(unreachable(&self.sandbox)));
+            return;
+        };
+        let id = self.node.random_container_id();
+        let spec = Arc::new(spec);
+        let bring = Bring {
+            node: self.node.clone(),
+            session,
+            sandbox: life.spec.clone(),
+            id: id.clone(),
+            spec: spec.clone(),
+            imports: self.imports.clone(),
+        };
+        let name = id.clone();
+        let abort = self.work.spawn(async move { Done::Brought(name, guarded(bring.run()).await) });
+        self.coming.insert(id, Coming { spec, fingerprint, replies: vec![reply], abort });
+    }
+
+    pub(crate) fn ask(
+        &mut self,
+        id: &ContainerId,
+        request: ContainerRequest,
+        session: Option<&Arc<dyn AgentSession>>,
+        machine_is: bool,
+        reply: Reply<()>,
+    ) {
+        let wish = wish(request);
+        let Some(held) = self.held.get_mut(id) else {
+            let _ = reply.send(Err(EngineError::ContainerNotFound(id.clone())));
+            return;
+        };
+        match admit_container(held.standing(), wish) {
+            Admission::AlreadyDone => {
+                let _ = reply.send(Ok(()));
+            }
+            Admission::Deny(denial) => {
+                let _ = reply.send(Err(denied(id, held.life.state, denial)));
+            }
+            Admission::Join => match &mut held.doing {
+                Some(doing) if doing.replies.len() < REPLIES_MAX => doing.replies.push(reply),
+                _ => {
+                    let _ = reply.send(Err(EngineError::Busy(format!("container {id} is busy"))));
+                }
+            },
+            Admission::Accept => self.begin(id, request, session, machine_is, reply),
+        }
+    }
+
+    fn begin(
+        &mut self,
+        id: &ContainerId,
+        request: ContainerRequest,
+        session: Option<&Arc<dyn AgentSession>>,
+        machine_is: bool,
+        reply: Reply<()>,
+    ) {
+        let Some(held) = self.held.get_mut(id) else { return };
+        if request == ContainerRequest::ReopenLog {
+            held.reopen(reply);
+            return;
+        }
+        // Those who wait for a patient stop get their answer from the removal that overtakes it.
+        let mut replies = held.doing.take().map(|doing| doing.replies).unwrap_or_default();
+        replies.push(reply);
+        let ended = held.life.state == ContainerState::Exited || !machine_is;
+        let wish = wish(request);
+        held.doing = Some(Doing { wish, replies });
+        let (name, sandbox) = (id.clone(), self.sandbox.clone());
+        let session = session.cloned();
+        let mut exited = held.exited.subscribe();
+        let work = async move {
+            let Some(session) = session else {
+                // A machine that forgets a container it cannot be told about is told when it is back, by the comparison
+                // of lists; only what has not ended needs the machine.
+                let removal = request == ContainerRequest::Remove && ended;
+                return if removal || !machine_is { Ok(()) } else { Err(unreachable(&sandbox)) };
+            };
+            let agent = |action: &str| {
+                let action = action.to_owned();
+                move |cause| EngineError::Agent { action, cause }
+            };
+            match request {
+                ContainerRequest::Start => bounded(AGENT_CALL, session.start_container(&name))
+                    .await
+                    .map_err(agent("start the container")),
+                ContainerRequest::Stop(grace) => {
+                    bounded(grace + AGENT_CALL, session.stop_container(&name, grace))
+                        .await
+                        .map_err(agent("stop the container"))?;
+                    let _ = timeout(EXIT_SEEN, exited.wait_for(|exited| *exited)).await;
+                    Ok(())
+                }
+                ContainerRequest::Remove => bounded(AGENT_CALL, session.remove_container(&name))
+                    .await
+                    .map_err(agent("remove the container")),
+                ContainerRequest::ReopenLog => Ok(()),
+            }
+        };
+        let name = id.clone();
+        self.work.spawn(async move { Done::Did(name, wish, guarded(work).await) });
+    }
+
+    /// Applies what a piece of work came to.
+    pub(crate) async fn apply(&mut self, done: Done, session: Option<&Arc<dyn AgentSession>>) {
+        match done {
+            Done::Brought(id, result) => self.brought(id, result, session).await,
+            Done::Did(id, wish, result) => self.did(&id, wish, result).await,
+            Done::Pumped(id, again) => {
+                if let Some(held) = self.held.get_mut(&id) {
+                    held.pump = None;
+                }
+                if again {
+                    self.pump(&id, session);
+                }
+            }
+            Done::Discarded => {}
+        }
+    }
+
+    async fn brought(
+        &mut self,
+        id: ContainerId,
+        result: Result<Brought, EngineError>,
+        session: Option<&Arc<dyn AgentSession>>,
+    ) {
+        let Some(coming) = self.coming.remove(&id) else { return };
+        let brought = match result {
+            Ok(brought) => brought,
+            Err(error) => {
+                self.discard(id, session);
+                return answer_all(coming.replies, Err(error));
+            }
+        };
+        let life = ContainerLife {
+            id: id.clone(),
+            sandbox: self.sandbox.clone(),
+            spec: coming.spec,
+            fingerprint: coming.fingerprint,
+            image_id: brought.image_id,
+            state: ContainerState::Created,
+            created_at: self.node.now(),
+            started_at: None,
+            finished_at: None,
+            exit_code: 0,
+            reason: String::new(),
+            message: String::new(),
+            image_ready_at: Some(brought.image_ready_at),
+        };
+        let changes = vec![
+            Change::Put(container::encode(&life)),
+            Change::Put(container::encode_mark(&id, &brought.mark)),
+        ];
+        if let Err(error) = self.node.commit(changes).await {
+            self.discard(id, session);
+            return answer_all(coming.replies, Err(error));
+        }
+        self.node.board.post_container(life.status());
+        self.held.insert(id.clone(), Held::new(life, brought.mark));
+        answer_all(coming.replies, Ok(id));
+    }
+
+    async fn did(
+        &mut self,
+        id: &ContainerId,
+        wish: ContainerWish,
+        result: Result<(), EngineError>,
+    ) {
+        let Some(held) = self.held.get_mut(id) else { return };
+        // A removal overtook this stop, and answers for it.
+        if held.doing.as_ref().is_none_or(|doing| doing.wish != wish) {
+            return;
+        }
+        let replies = held.doing.take().map(|doing| doing.replies).unwrap_or_default();
+        let now = self.node.now();
+        let result = match (wish, result) {
+            (ContainerWish::Start, Ok(())) if held.life.state == ContainerState::Created => {
+                held.life.state = ContainerState::Running;
+                held.life.started_at = Some(now);
+                self.keep(id).await;
+                Ok(())
+            }
+            (ContainerWish::Stop, Ok(())) if held.life.state != ContainerState::Exited => {
+                held.end(now, "Error", "it was stopped; its machine did not say how it ended");
+                self.keep(id).await;
+                Ok(())
+            }
+            (ContainerWish::Remove, Ok(())) => self.forget(id).await,
+            (_, result) => result,
+        };
+        answer_all(replies, result);
+    }
+
+    async fn forget(&mut self, id: &ContainerId) -> Result<(), EngineError> {
+        if let Some(pump) = self.held.get_mut(id).and_then(|held| held.pump.take()) {
+            pump.abort.abort();
+        }
+        self.node.commit(deletions(id).into()).await?;
+        self.held.remove(id);
+        self.node.board.remove_container(id);
+        Ok(())
+    }
+
+    /// Applies what the machine tells by itself.
+    pub(crate) async fn observe(&mut self, event: WatchEvent, session: &Arc<dyn AgentSession>) {
+        match event {
+            WatchEvent::Snapshot(seen) => {
+                let known: Vec<ContainerId> = self.held.keys().cloned().collect();
+                for id in known.iter().filter(|id| !seen.iter().any(|one| one.id == **id)) {
+                    self.vanished(id).await;
+                }
+                for one in seen {
+                    if self.held.contains_key(&one.id) {
+                        self.changed(one, session).await;
+                    } else if !self.coming.contains_key(&one.id) {
+                        self.discard(one.id, Some(session));
+                    }
+                }
+            }
+            WatchEvent::Changed(seen) => self.changed(seen, session).await,
+            WatchEvent::Removed(id) => self.vanished(&id).await,
+        }
+    }
+
+    async fn changed(&mut self, seen: ObservedContainer, session: &Arc<dyn AgentSession>) {
+        let Some(held) = self.held.get_mut(&seen.id) else { return };
+        let before = held.life.clone();
+        held.take(&seen);
+        if held.life != before {
+            self.keep(&seen.id).await;
+        }
+        self.pump(&seen.id, Some(session));
+    }
+
+    /// The machine does not know it any more, and we did not ask for that.
+    async fn vanished(&mut self, id: &ContainerId) {
+        let now = self.node.now();
+        let Some(held) = self.held.get_mut(id) else { return };
+        let removal = held.doing.as_ref().is_some_and(|doing| doing.wish == ContainerWish::Remove);
+        if !removal && held.life.state != ContainerState::Exited {
+            held.end(now, "Error", "its machine does not know it any more");
+            self.keep(id).await;
+        }
+    }
+
+    /// The machine is gone, or is about to be: what has not ended has ended now.
+    pub(crate) async fn machine_gone(&mut self, reason: &str, message: &str) {
+        self.abandon_coming();
+        let now = self.node.now();
+        let mut changes = Vec::new();
+        for held in self.held.values_mut() {
+            if let Some(pump) = held.pump.take() {
+                pump.abort.abort();
+            }
+            if held.life.state != ContainerState::Exited {
+                held.end(now, reason, message);
+                changes.push(Change::Put(container::encode(&held.life)));
+                self.node.board.post_container(held.life.status());
+            }
+        }
+        if !changes.is_empty()
+            && let Err(error) = self.node.commit(changes).await
+        {
+            tracing::warn!(sandbox = %self.sandbox, error = %error, "the end of containers could not be recorded");
+        }
+    }
+
+    /// Nobody gets a container of a sandbox that ends.
+    pub(crate) fn abandon_coming(&mut self) {
+        for coming in std::mem::take(&mut self.coming).into_values() {
+            coming.abort.abort();
+            let error = EngineError::WrongState {
+                subject: format!("sandbox {}", self.sandbox),
+                state: "ending".to_owned(),
+                needed: "it takes no containers any more".to_owned(),
+            };
+            answer_all(coming.replies, Err(error));
+        }
+    }
+
+    /// Begins to carry a container's output if it has any to carry.
+    fn pump(&mut self, id: &ContainerId, session: Option<&Arc<dyn AgentSession>>) {
+        let (Some(held), Some(session)) = (self.held.get_mut(id), session) else { return };
+        let mark = held.mark.get();
+        if held.pump.is_some() || mark.finished || held.life.state == ContainerState::Created {
+            return;
+        }
+        let (reopen_sender, reopen) = mpsc::channel(1);
+        let (drained_sender, drained) = watch::channel(false);
+        let Some(log_directory) =
+            self.node.board.sandbox(&self.sandbox).map(|s| s.spec.log_directory.clone())
+        else {
+            return;
+        };
+        let pump = Pump {
+            node: self.node.clone(),
+            session: session.clone(),
+            id: id.clone(),
+            path: log_path(&log_directory, &held.life.spec),
+            mark: held.mark.clone(),
+            reopen,
+            drained: drained_sender,
+        };
+        let name = id.clone();
+        let abort = self.work.spawn(async move {
+            match pump.run().await {
+                Ok(()) => Done::Pumped(name, false),
+                Err(error) => {
+                    let chain = Cause::of(FailureKind::Unavailable, &error).chain();
+                    tracing::debug!(container = %name, error = %chain, "a log pump stopped");
+                    sleep(PUMP_PAUSE).await;
+                    Done::Pumped(name, true)
+                }
+            }
+        });
+        held.pump = Some(RunningPump { abort, reopen: reopen_sender, drained });
+    }
+
+    /// A new session: pumps of the old one are begun anew when its list comes.
+    pub(crate) fn session_ended(&mut self) {
+        for held in self.held.values_mut() {
+            if let Some(pump) = held.pump.take() {
+                pump.abort.abort();
+            }
+        }
+    }
+
+    /// Removes from the machine what the record does not have.
+    fn discard(&mut self, id: ContainerId, session: Option<&Arc<dyn AgentSession>>) {
+        let Some(session) = session.cloned() else { return };
+        self.work.spawn(async move {
+            if let Err(error) = bounded(AGENT_CALL, session.remove_container(&id)).await {
+                tracing::debug!(container = %id, error = %error, "a container without a record stays until the next session");
+            }
+            Done::Discarded
+        });
+    }
+
+    /// Writes down and shows how a container is. What is not durable now is told by the machine again after a crash.
+    async fn keep(&self, id: &ContainerId) {
+        let Some(held) = self.held.get(id) else { return };
+        self.node.board.post_container(held.life.status());
+        if let Err(error) = self.node.commit(vec![Change::Put(container::encode(&held.life))]).await
+        {
+            tracing::warn!(container = %id, error = %error, "a container's state could not be recorded");
+        }
+    }
+}
+
+impl Held {
+    fn new(life: ContainerLife, mark: LogMark) -> Self {
+        let exited = watch::Sender::new(life.state == ContainerState::Exited);
+        Self { life, mark: SharedMark::new(mark), pump: None, doing: None, exited }
+    }
+
+    fn standing(&self) -> ContainerStanding {
+        match &self.doing {
+            Some(Doing { wish: ContainerWish::Start, .. }) => ContainerStanding::Starting,
+            Some(Doing { wish: ContainerWish::Stop, .. }) => ContainerStanding::Stopping,
+            Some(Doing { wish: ContainerWish::Remove, .. }) => ContainerStanding::Removing,
+            Some(Doing { wish: ContainerWish::ReopenLog, .. }) | None => at_rest(self.life.state),
+        }
+    }
+
+    fn take(&mut self, seen: &ObservedContainer) {
+        let life = &mut self.life;
+        if life.state == ContainerState::Exited {
+            return;
+        }
+        life.started_at = seen.started_at.or(life.started_at);
+        match seen.state {
+            // The watch may lag behind the answer to a start.
+            ObservedState::Created => {}
+            ObservedState::Running => life.state = ContainerState::Running,
+            ObservedState::Exited => {
+                life.state = ContainerState::Exited;
+                life.finished_at = seen.finished_at;
+                life.exit_code = seen.exit_code;
+                life.reason = seen.reason.clone();
+                life.message = seen.message.clone();
+                self.exited.send_replace(true);
+            }
+        }
+    }
+
+    fn end(&mut self, now: std::time::SystemTime, reason: &str, message: &str) {
+        let life = &mut self.life;
+        life.state = ContainerState::Exited;
+        life.finished_at = Some(now);
+        life.exit_code = KILLED;
+        life.reason = reason.to_owned();
+        life.message = message.to_owned();
+        self.exited.send_replace(true);
+    }
+
+    fn reopen(&mut self, reply: Reply<()>) {
+        // Without a pump there is no open file: the next one opens whatever the name leads to.
+        let Some(pump) = &self.pump else {
+            let _ = reply.send(Ok(()));
+            return;
+        };
+        if let Err(error) = pump.reopen.try_send(reply) {
+            let (mpsc::error::TrySendError::Full(reply) | mpsc::error::TrySendError::Closed(reply)) =
+                error;
+            let busy = EngineError::Busy("the log is being reopened or ended".to_owned());
+            let _ = reply.send(Err(busy));
+        }
+    }
+}
+
+/// Brings a container into its machine.
+struct Bring {
+    node: Arc<Node>,
+    session: Arc<dyn AgentSession>,
+    sandbox: Arc<SandboxSpec>,
+    id: ContainerId,
+    spec: Arc<ContainerSpec>,
+    imports: Arc<Semaphore>,
+}
+
+impl Bring {
+    async fn run(self) -> Result<Brought, EngineError> {
+        let images = &self.node.parts.images;
+        let resolved = images.resolve(&self.spec.image).await?;
+        let plan = merge(&self.sandbox, &self.spec, &resolved)?;
+        let agent = |action: &str| {
+            let action = action.to_owned();
+            move |cause| EngineError::Agent { action, cause }
+        };
+        {
+            let _turn = self.imports.acquire().await.map_err(|_| EngineError::ShuttingDown)?;
+            let missing = bounded(AGENT_CALL, self.session.missing_layers(&plan.image))
+                .await
+                .map_err(agent("say which layers it lacks"))?;
+            let mut layers = Vec::new();
+            for layer in plan.image.layers.iter().filter(|layer| missing.contains(&layer.digest)) {
+                layers.push(images.open_layer(layer).await?);
+            }
+            if !layers.is_empty() {
+                bounded(IMPORT, self.session.import_layers(layers))
+                    .await
+                    .map_err(agent("take the image"))?;
+            }
+        }
+        let image_ready_at = self.node.now();
+        bounded(AGENT_CALL, self.session.create_container(&self.id, &plan))
+            .await
+            .map_err(agent("create the container"))?;
+        let mark = self.first_mark().await?;
+        Ok(Brought { image_id: plan.image.id, image_ready_at, mark })
+    }
+
+    /// A file of this name may be there already; what is in it stays.
+    async fn first_mark(&self) -> Result<LogMark, EngineError> {
+        let Some(path) = log_path(&self.sandbox.log_directory, &self.spec) else {
+            return Ok(LogMark::default());
+        };
+        let opened = async { self.node.parts.logs.open(&path, None).await?.flush().await };
+        match opened.await {
+            Ok(offset) => Ok(LogMark { offset, ..LogMark::default() }),
+            Err(cause) => Err(EngineError::Record(Box::new(LogUnusable { path, cause }))),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the log {path} cannot be opened", path = path.display())]
+struct LogUnusable {
+    path: PathBuf,
+    #[source]
+    cause: std::io::Error,
+}
+
+/// Where a container's log goes, if it has one.
+fn log_path(directory: &std::path::Path, spec: &ContainerSpec) -> Option<PathBuf> {
+    let none = directory.as_os_str().is_empty() || spec.log_path.as_os_str().is_empty();
+    (!none).then(|| directory.join(&spec.log_path))
+}
+
+/// Tells whether two wishes are the same without keeping what they say: values of variables are secrets.
+pub(crate) fn fingerprint(spec: &ContainerSpec) -> String {
+    let mut hash = Sha256::new();
+    // Its Debug names every field but the values of variables.
+    hash.update(format!("{spec:?}"));
+    for var in &spec.env {
+        hash.update((var.value.len() as u64).to_be_bytes());
+        hash.update(&var.value);
+    }
+    hex::encode(hash.finalize())
+}
+
+/// A panic of one piece of work is an error of that piece.
+async fn guarded<T>(work: impl Future<Output = Result<T, EngineError>>) -> Result<T, EngineError> {
+    match std::panic::AssertUnwindSafe(work).catch_unwind().await {
+        Ok(result) => result,
+        Err(_) => Err(EngineError::Internal("a piece of work panicked".to_owned())),
+    }
+}
+
+fn wish(request: ContainerRequest) -> ContainerWish {
+    match request {
+        ContainerRequest::Start => ContainerWish::Start,
+        ContainerRequest::Stop(_) => ContainerWish::Stop,
+        ContainerRequest::Remove => ContainerWish::Remove,
+        ContainerRequest::ReopenLog => ContainerWish::ReopenLog,
+    }
+}
+
+fn deletions(id: &ContainerId) -> [Change; 2] {
+    [Table::Containers, Table::Logs]
+        .map(|table| Change::Delete { table, key: id.as_str().to_owned() })
+}
+
+/// The last one gets the error itself, with all its types.
+fn answer_all<T: Clone>(mut replies: Vec<Reply<T>>, answer: Result<T, EngineError>) {
+    let last = replies.pop();
+    for reply in replies {
+        let _ = reply.send(match &answer {
+            Ok(value) => Ok(value.clone()),
+            Err(error) => Err(error.echo()),
+        });
+    }
+    if let Some(last) = last {
+        let _ = last.send(answer);
+    }
+}
+
+fn unreachable(sandbox: &SandboxId) -> EngineError {
+    EngineError::MachineUnreachable {
+        sandbox: sandbox.clone(),
+        cause: Cause::new(FailureKind::Unavailable, "its session broke and is being opened again"),
+    }
+}
+
+fn taken(spec: &ContainerSpec) -> EngineError {
+    EngineError::Conflict(format!(
+        "the sandbox has another container {:?} with attempt {}",
+        spec.name, spec.attempt
+    ))
+}
+
+fn denied(id: &ContainerId, state: ContainerState, denial: Denial) -> EngineError {
+    let needed = match denial {
+        Denial::HasExited => "it has ended and does not start again",
+        Denial::BeingRemoved => "it is being removed",
+        Denial::BeingStarted => "it is being started; ask again",
+        Denial::NotRunning => "it has to run for that",
+        Denial::NotReady | Denial::MachineLost | Denial::StoppedForGood => {
+            "its sandbox is not ready"
+        }
+    };
+    EngineError::WrongState {
+        subject: format!("container {id}"),
+        state: format!("{state:?}").to_lowercase(),
+        needed: needed.to_owned(),
+    }
+}
+
+/// What a killed program's exit code is.
+const KILLED: i32 = 137;
+const REPLIES_MAX: usize = 64;
+const PUMP_PAUSE: Duration = Duration::from_secs(1);

@@ -1,0 +1,130 @@
+//! All waits of the engine in one table; inner ones are shorter than outer ones.
+
+use std::time::Duration;
+
+use crate::engine::config::PhaseTimeouts;
+use crate::error::EngineError;
+
+/// What the kubelet allows `RunPodSandbox`.
+pub(crate) const KUBELET_RUN: Duration = Duration::from_secs(240);
+/// What the kubelet allows other calls, unless it is told otherwise.
+#[cfg(test)]
+pub(crate) const KUBELET_CALL: Duration = Duration::from_secs(120);
+
+/// How long a call of ours waits before it says that the work goes on.
+pub(crate) const STOP_CALL: Duration = Duration::from_secs(100);
+/// As above, for a removal: afterwards a durable deletion goes on, and the call succeeds.
+pub(crate) const REMOVE_CALL: Duration = Duration::from_secs(60);
+/// As above, for the creation of a container.
+pub(crate) const CREATE_CONTAINER_CALL: Duration = Duration::from_secs(110);
+/// As above, for all other calls on containers; a stop adds its grace.
+pub(crate) const CONTAINER_CALL: Duration = Duration::from_secs(60);
+
+/// Everything that ends a sandbox's containers: their stop, the rest of their logs, the power-off.
+pub(crate) const QUIESCE: Duration = Duration::from_secs(20);
+/// How long containers may take to end when their sandbox does; a kubelet stopped them with patience before.
+pub(crate) const QUIESCE_GRACE: Duration = Duration::from_secs(2);
+/// How long the rest of the logs may take.
+pub(crate) const QUIESCE_LOGS: Duration = Duration::from_secs(5);
+
+/// One call to an agent that does not wait for a program.
+pub(crate) const AGENT_CALL: Duration = Duration::from_secs(10);
+/// One attempt to enrol or to connect.
+pub(crate) const AGENT_DIAL: Duration = Duration::from_secs(8);
+/// Layers on their way into a machine.
+pub(crate) const IMPORT: Duration = Duration::from_secs(600);
+/// From the agent's word that a container ended until its watch says how.
+pub(crate) const EXIT_SEEN: Duration = Duration::from_secs(5);
+
+/// How long a provider may fail to show a machine that it made.
+pub(crate) const SETTLE: Duration = Duration::from_secs(30);
+/// How long a machine that was ready has to be unknown to its provider before it counts as vanished.
+pub(crate) const VANISHED: Duration = Duration::from_secs(10);
+/// Agent and provider both silent for this long: the machine is lost.
+pub(crate) const BOTH_SILENT: Duration = Duration::from_secs(300);
+/// The most time between two looks at the provider while an agent is silent or enrols.
+pub(crate) const LOOK: Duration = Duration::from_secs(3);
+
+/// One commit of the record.
+pub(crate) const COMMIT: Duration = Duration::from_secs(30);
+/// How much of a log may be unmarked: after a crash it travels again.
+pub(crate) const LOG_MARK: Duration = Duration::from_secs(1);
+
+/// The most create calls for one machine.
+pub(crate) const CREATE_CALLS_MAX: u32 = 6;
+/// The longest pause between two tries of anything.
+pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+impl PhaseTimeouts {
+    /// Says what is wrong with a handler's timeouts, if anything is.
+    pub(crate) fn check(&self, handler: &str) -> Result<(), EngineError> {
+        let rules = [
+            (self.provider_call > Duration::ZERO, "provider_call must be longer than nothing"),
+            (self.provider_call < self.run_call, "provider_call must be shorter than run_call"),
+            (self.provider_call < STOP_CALL, "provider_call must be shorter than 100 s"),
+            (self.bind < self.run_call, "bind must be shorter than run_call"),
+            (AGENT_DIAL < self.enrol, "enrol must be longer than 8 s"),
+            (self.boot > Duration::ZERO, "boot must be longer than nothing"),
+            (self.run_call < KUBELET_RUN, "run_call must be shorter than the kubelet's 240 s"),
+        ];
+        match rules.iter().find(|(holds, _)| !holds) {
+            None => Ok(()),
+            Some((_, problem)) => Err(EngineError::Invalid {
+                field: format!("timeouts of handler {handler:?}"),
+                problem: (*problem).to_owned(),
+            }),
+        }
+    }
+}
+
+/// How long to wait before looking again at something that began `elapsed` ago: often at first, and never so seldom that
+/// looking costs a noticeable part of the whole.
+pub(crate) fn poll_pause(elapsed: Duration) -> Duration {
+    (elapsed / 40).clamp(Duration::from_millis(20), Duration::from_secs(2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inner_waits_are_shorter_than_outer_ones() {
+        let phases = PhaseTimeouts::default();
+        let table = [
+            ("dial < agent call", AGENT_DIAL, AGENT_CALL),
+            ("agent call < bind", AGENT_CALL, phases.bind),
+            ("agent call < enrol", AGENT_CALL, phases.enrol),
+            ("agent call < container call", AGENT_CALL + EXIT_SEEN, CONTAINER_CALL),
+            ("container call < kubelet", CONTAINER_CALL, KUBELET_CALL),
+            ("create container < kubelet", CREATE_CONTAINER_CALL, KUBELET_CALL),
+            ("stop < kubelet", STOP_CALL, KUBELET_CALL),
+            ("remove < kubelet", REMOVE_CALL, KUBELET_CALL),
+            ("run < kubelet", phases.run_call, KUBELET_RUN),
+            ("bind < run", phases.bind, phases.run_call),
+            ("provider call < run", phases.provider_call, phases.run_call),
+            ("parts of quiesce", QUIESCE_GRACE + QUIESCE_LOGS + AGENT_CALL, QUIESCE),
+            ("quiesce, a look and a destroy < stop", QUIESCE + phases.provider_call, STOP_CALL),
+            ("settle < stop", SETTLE + LOOK, STOP_CALL),
+            ("vanished < both silent", VANISHED, BOTH_SILENT),
+            ("commit < container call", COMMIT, CONTAINER_CALL),
+        ];
+        for (what, inner, outer) in table {
+            assert!(inner < outer, "{what}: {inner:?} is not shorter than {outer:?}");
+        }
+        phases.check("default").unwrap();
+    }
+
+    #[test]
+    fn a_handler_whose_waits_contradict_each_other_is_refused() {
+        let good = PhaseTimeouts::default();
+        for bad in [
+            PhaseTimeouts { run_call: KUBELET_RUN, ..good },
+            PhaseTimeouts { provider_call: good.run_call, ..good },
+            PhaseTimeouts { bind: good.run_call, ..good },
+            PhaseTimeouts { enrol: Duration::from_secs(1), ..good },
+            PhaseTimeouts { boot: Duration::ZERO, ..good },
+        ] {
+            assert!(bad.check("x").is_err(), "{bad:?}");
+        }
+    }
+}
