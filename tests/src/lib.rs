@@ -13,5 +13,6 @@ pub mod footprint;
 pub mod image;
 pub mod node;
 pub mod registry;
+pub mod sim;
 pub mod stuck_kernel;
 pub mod wait;

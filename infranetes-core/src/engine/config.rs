@@ -66,6 +66,8 @@ impl Default for PhaseTimeouts {
             bind: Duration::from_secs(30),
             run_call: Duration::from_secs(220),
         }
+    }
+}
 
 impl EngineConfig {
     /// Says what is wrong with it, if anything is.

@@ -56,7 +56,7 @@ pub use parts::{EngineParts, Entropy, HandlerStatus, ImageSource, ResolvedImage,
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
 
-use crate::engine::board::{Board, ContainerRequest, Door, Reply, Request};
+use crate::engine::board::{ContainerRequest, Door, Reply, Request};
 use crate::engine::life::{ContainerLife, Goal, Life, LogMark};
 use crate::engine::node::Node;
 use crate::engine::sandbox::{SandboxTask, door};
@@ -85,8 +85,7 @@ impl Engine {
         config.check()?;
         let loaded =
             Loaded::read(&parts).await.map_err(|error| EngineError::Record(Box::new(error)))?;
-        let creates = Semaphore::new(config.concurrent_creates);
-        let node = Arc::new(Node { config, parts, creates, board: Board::default() });
+        let node = Arc::new(Node::new(config, parts));
         loaded.resume(&node).await?;
         let calls = Arc::new(Semaphore::new(CALLS_MAX));
         Ok(Engine { node, closing: Arc::default(), calls })
@@ -132,7 +131,7 @@ impl Engine {
         };
         let (door, room) = door();
         let task = SandboxTask::new(self.node.clone(), life, Vec::new(), room);
-        tokio::spawn(task.run_new());
+        self.node.spawn(task.run_new());
         (id, door)
     }
 
@@ -303,6 +302,13 @@ impl Engine {
         self.closing.store(true, Ordering::SeqCst);
         let all = u32::try_from(CALLS_MAX).unwrap_or(u32::MAX);
         let _ = timeout(grace, self.calls.acquire_many(all)).await;
+        self.node.abort();
+    }
+
+    /// Ends all work where it stands, as a crash does. Machines stay, and the next engine over the same record takes them up.
+    pub fn abort(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        self.node.abort();
     }
 
     /// Counts a call, unless there are too many or the engine ends.
@@ -449,7 +455,7 @@ impl Loaded {
                 node.board.enter(&key, || (id, door));
             }
             task.resume();
-            tokio::spawn(task.run());
+            node.spawn(task.run());
         }
         Ok(())
     }

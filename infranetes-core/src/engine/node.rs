@@ -1,8 +1,10 @@
 //! What all tasks of an engine share.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::engine::board::Board;
@@ -21,9 +23,27 @@ pub(crate) struct Node {
     /// Bounds the create calls that are on their way.
     pub(crate) creates: Semaphore,
     pub(crate) board: Board,
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl Node {
+    pub(crate) fn new(config: EngineConfig, parts: EngineParts) -> Self {
+        let creates = Semaphore::new(config.concurrent_creates);
+        Self { config, parts, creates, board: Board::default(), tasks: Mutex::default() }
+    }
+
+    /// Begins a task that lives as long as the engine.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+
+    /// Ends all tasks where they stand, and all that they began.
+    pub(crate) fn abort(&self) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
+
     pub(crate) fn now(&self) -> SystemTime {
         self.parts.clock.now()
     }

@@ -1,0 +1,536 @@
+//! Agents without machines: what an engine meets at the endpoints of the fake cloud. They outlive engines, and die with
+//! their machines.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use infranetes_core::error::FailureKind;
+use infranetes_core::ids::{ContainerId, SandboxId};
+use infranetes_core::session::{
+    AgentConnector, AgentHello, AgentIdentity, AgentSession, Binding, Bound, ContainerPlan,
+    ExecRequest, ExecResult, Invitation, LayerSource, LogChunk, LogSource, LogStream, MachineImage,
+    MachineUsage, ObservedContainer, ObservedState, SessionError, Ticket, WatchEvent,
+};
+use infranetes_provider_fake::{FakeCloud, MachineView, Phase};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use crate::sim::random::Random;
+use crate::sim::seam::Seams;
+use crate::sim::world::Promises;
+
+/// All agents of a cloud.
+#[derive(Debug)]
+pub struct Fleet {
+    cloud: FakeCloud,
+    seams: Seams,
+    promises: Arc<Promises>,
+    agents: Mutex<BTreeMap<String, Agent>>,
+    changed: watch::Sender<u64>,
+    random: Mutex<Random>,
+    /// How often of a hundred a call to an agent breaks the session.
+    pub break_percent: u64,
+}
+
+#[derive(Debug, Default)]
+struct Agent {
+    enrolled_as: Option<String>,
+    sandbox: String,
+    containers: BTreeMap<ContainerId, Container>,
+    /// Sessions of an older number are cut.
+    cut: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Container {
+    state: ObservedState,
+    starts: u32,
+    written: u64,
+    acknowledged: u64,
+    exit_code: i32,
+    /// Kept for the count of its starts; nobody sees it any more.
+    removed: bool,
+}
+
+impl Fleet {
+    /// The agents of `cloud`; every chance comes from `seed`.
+    pub fn new(
+        cloud: FakeCloud,
+        seams: Seams,
+        promises: Arc<Promises>,
+        seed: u64,
+        break_percent: u64,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            cloud,
+            seams,
+            promises,
+            agents: Mutex::default(),
+            changed: watch::Sender::new(0),
+            random: Mutex::new(Random::new(seed)),
+            break_percent,
+        })
+    }
+
+    /// How often a container was started, over all machines.
+    pub fn starts(&self, id: &ContainerId) -> u32 {
+        let agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        agents.values().filter_map(|agent| agent.containers.get(id)).map(|one| one.starts).sum()
+    }
+
+    /// How many chunks a container wrote.
+    pub fn written(&self, id: &ContainerId) -> u64 {
+        let agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        agents.values().filter_map(|agent| agent.containers.get(id)).map(|one| one.written).sum()
+    }
+
+    /// Lets every running container write something.
+    pub fn write_something(&self) {
+        self.each(|agent| {
+            let running = |one: &&mut Container| one.state == ObservedState::Running;
+            agent.containers.values_mut().filter(running).for_each(|one| one.written += 1);
+        });
+    }
+
+    /// Cuts every session.
+    pub fn cut_all(&self) {
+        self.each(|agent| agent.cut += 1);
+    }
+
+    fn each(&self, change: impl Fn(&mut Agent)) {
+        let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        agents.values_mut().for_each(change);
+        drop(agents);
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    fn with<T>(&self, machine: &str, look: impl FnOnce(&mut Agent) -> T) -> T {
+        let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = look(agents.entry(machine.to_owned()).or_default());
+        drop(agents);
+        self.changed.send_modify(|version| *version += 1);
+        answer
+    }
+
+    fn machine_at(&self, endpoint: &str) -> Result<MachineView, SessionError> {
+        let runs = |one: &MachineView| one.endpoint == endpoint && one.phase == Phase::Running;
+        self.cloud.machines().into_iter().find(runs).ok_or_else(|| SessionError::NotYet {
+            endpoint: endpoint.to_owned(),
+            cause: "connection refused".into(),
+        })
+    }
+
+    fn draw(&self, limit: u64) -> u64 {
+        self.random.lock().unwrap_or_else(PoisonError::into_inner).below(limit)
+    }
+
+    async fn travel(&self) {
+        sleep(Duration::from_millis(1 + self.draw(20))).await;
+    }
+}
+
+/// The way to the agents, as one engine has it.
+pub struct SimConnector {
+    /// The agents.
+    pub fleet: Arc<Fleet>,
+}
+
+#[async_trait]
+impl AgentConnector for SimConnector {
+    fn invite(&self, sandbox: &SandboxId) -> Result<Invitation, SessionError> {
+        let token = format!("token-{}", self.fleet.draw(u64::MAX)).into_bytes();
+        let ticket = Ticket { agent_name: format!("agent-{sandbox}"), token: token.clone() };
+        Ok(Invitation { user_data: token, ticket })
+    }
+
+    async fn enrol(&self, endpoint: &str, ticket: &Ticket) -> Result<AgentIdentity, SessionError> {
+        let fleet = &self.fleet;
+        fleet.seams.pass("agent: before enrol").await;
+        fleet.travel().await;
+        let machine = fleet.machine_at(endpoint)?;
+        if machine.user_data.expose() != ticket.token {
+            fleet.promises.broken("an agent was met with the ticket of another machine");
+        }
+        let problem = fleet.with(&machine.id, |agent| match &agent.enrolled_as {
+            Some(_) => Some("it is enrolled already"),
+            None => {
+                agent.enrolled_as = Some(ticket.agent_name.clone());
+                None
+            }
+        });
+        fleet.seams.pass("agent: after enrol").await;
+        match problem {
+            None => Ok(AgentIdentity { agent_name: ticket.agent_name.clone() }),
+            Some(problem) => Err(SessionError::Untrusted {
+                endpoint: endpoint.to_owned(),
+                problem: problem.to_owned(),
+            }),
+        }
+    }
+
+    async fn connect(
+        &self,
+        endpoint: &str,
+        identity: &AgentIdentity,
+    ) -> Result<Arc<dyn AgentSession>, SessionError> {
+        let fleet = &self.fleet;
+        fleet.seams.pass("agent: before connect").await;
+        fleet.travel().await;
+        let machine = fleet.machine_at(endpoint)?;
+        let (enrolled_as, sandbox_id, cut) = fleet.with(&machine.id, |agent| {
+            (agent.enrolled_as.clone(), agent.sandbox.clone(), agent.cut)
+        });
+        if enrolled_as.as_ref() != Some(&identity.agent_name) {
+            return Err(SessionError::Untrusted {
+                endpoint: endpoint.to_owned(),
+                problem: "it has no certificate".to_owned(),
+            });
+        }
+        fleet.seams.pass("agent: after connect").await;
+        let hello = AgentHello {
+            boot_id: format!("{}-{}", machine.id, machine.boots),
+            agent_version: "sim".to_owned(),
+            sandbox_id,
+            kernel_release: "6.1-sim".to_owned(),
+            agent_started: Duration::from_millis(300),
+            now: Duration::from_millis(500),
+        };
+        Ok(Arc::new(SimSession(Line { fleet: fleet.clone(), machine: machine.id, cut, hello })))
+    }
+}
+
+/// A session to one agent.
+#[derive(Clone)]
+struct Line {
+    fleet: Arc<Fleet>,
+    machine: String,
+    cut: u64,
+    hello: AgentHello,
+}
+
+struct SimSession(Line);
+
+impl Line {
+    /// A call: the way there, the effect, the way back.
+    async fn call<T>(
+        &self,
+        what: &str,
+        effect: impl FnOnce(&mut Agent) -> Result<T, SessionError> + Send,
+    ) -> Result<T, SessionError> {
+        self.fleet.seams.pass(&format!("agent: before {what}")).await;
+        self.fleet.travel().await;
+        self.alive()?;
+        let luck = self.fleet.draw(100);
+        if luck < self.fleet.break_percent / 2 {
+            return Err(self.break_down());
+        }
+        let answer = self.fleet.with(&self.machine, effect);
+        if luck < self.fleet.break_percent {
+            return Err(self.break_down());
+        }
+        self.fleet.seams.pass(&format!("agent: after {what}")).await;
+        answer
+    }
+
+    fn alive(&self) -> Result<(), SessionError> {
+        let runs =
+            self.fleet.cloud.machine(&self.machine).is_some_and(|m| m.phase == Phase::Running);
+        if runs && self.fleet.with_silently(&self.machine) == self.cut {
+            Ok(())
+        } else {
+            Err(broken())
+        }
+    }
+
+    fn break_down(&self) -> SessionError {
+        self.fleet.with(&self.machine, |agent| agent.cut += 1);
+        broken()
+    }
+}
+
+impl Fleet {
+    fn with_silently(&self, machine: &str) -> u64 {
+        let agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        agents.get(machine).map_or(0, |agent| agent.cut)
+    }
+}
+
+fn broken() -> SessionError {
+    SessionError::Broken("connection reset".into())
+}
+
+fn refused(kind: FailureKind, message: &str) -> SessionError {
+    SessionError::Refused { kind, message: message.to_owned() }
+}
+
+fn no_such() -> SessionError {
+    refused(FailureKind::NotFound, "there is no such container")
+}
+
+fn end(container: &mut Container, exit_code: i32) {
+    if container.state == ObservedState::Running {
+        container.written += 1;
+        container.exit_code = exit_code;
+    }
+    container.state = ObservedState::Exited;
+}
+
+#[async_trait]
+impl AgentSession for SimSession {
+    fn hello(&self) -> &AgentHello {
+        &self.0.hello
+    }
+
+    async fn bind(&self, binding: &Binding) -> Result<Bound, SessionError> {
+        let id = binding.sandbox.as_str().to_owned();
+        self.0
+            .call("bind", move |agent| {
+                if agent.sandbox.is_empty() || agent.sandbox == id {
+                    agent.sandbox = id;
+                    Ok(Bound { ips: vec!["10.1.2.3".to_owned()] })
+                } else {
+                    Err(refused(FailureKind::Conflict, "it serves another sandbox"))
+                }
+            })
+            .await
+    }
+
+    async fn rotate_if_due(&self) -> Result<(), SessionError> {
+        Ok(())
+    }
+
+    async fn missing_layers(&self, image: &MachineImage) -> Result<Vec<String>, SessionError> {
+        let all = image.layers.iter().map(|layer| layer.digest.clone()).collect();
+        self.0.call("missing layers", |_| Ok(all)).await
+    }
+
+    async fn import_layers(&self, layers: Vec<LayerSource>) -> Result<(), SessionError> {
+        drop(layers);
+        self.0.call("import layers", |_| Ok(())).await
+    }
+
+    async fn create_container(
+        &self,
+        id: &ContainerId,
+        _: &ContainerPlan,
+    ) -> Result<(), SessionError> {
+        let id = id.clone();
+        self.0
+            .call("create container", move |agent| {
+                agent.containers.entry(id).or_insert(Container {
+                    state: ObservedState::Created,
+                    starts: 0,
+                    written: 0,
+                    acknowledged: 0,
+                    exit_code: 0,
+                    removed: false,
+                });
+                Ok(())
+            })
+            .await
+    }
+
+    async fn start_container(&self, id: &ContainerId) -> Result<(), SessionError> {
+        self.0
+            .call("start container", |agent| {
+                let container = agent.containers.get_mut(id).ok_or_else(no_such)?;
+                match container.state {
+                    ObservedState::Created => {
+                        container.state = ObservedState::Running;
+                        container.starts += 1;
+                        container.written += 3;
+                        Ok(())
+                    }
+                    ObservedState::Running => Ok(()),
+                    ObservedState::Exited => Err(refused(FailureKind::WrongState, "it exited")),
+                }
+            })
+            .await
+    }
+
+    async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), SessionError> {
+        sleep(grace / 4).await;
+        self.0
+            .call("stop container", |agent| {
+                if let Some(container) = agent.containers.get_mut(id) {
+                    end(container, 143);
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    async fn remove_container(&self, id: &ContainerId) -> Result<(), SessionError> {
+        self.0
+            .call("remove container", |agent| {
+                if let Some(container) = agent.containers.get_mut(id) {
+                    end(container, 137);
+                    container.removed = true;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    async fn exec_sync(&self, _: ExecRequest) -> Result<ExecResult, SessionError> {
+        self.0.call("exec", |_| Ok(ExecResult::default())).await
+    }
+
+    async fn logs(&self, id: &ContainerId, after: u64) -> Result<Box<dyn LogSource>, SessionError> {
+        let promises = self.0.fleet.promises.clone();
+        self.0
+            .call("logs", |agent| {
+                let container = agent.containers.get(id).ok_or_else(no_such)?;
+                if after < container.acknowledged {
+                    promises.broken("output was asked for that was said to be durable");
+                }
+                Ok(())
+            })
+            .await?;
+        Ok(Box::new(SimOutput {
+            line: self.0.clone(),
+            id: id.clone(),
+            sent: after,
+            changed: self.0.fleet.changed.subscribe(),
+        }))
+    }
+
+    async fn watch(
+        &self,
+    ) -> Result<BoxStream<'static, Result<WatchEvent, SessionError>>, SessionError> {
+        self.0.call("watch", |_| Ok(())).await?;
+        let changed = self.0.fleet.changed.subscribe();
+        let watcher = Watcher { line: self.0.clone(), changed, told: None, ended: false };
+        Ok(Box::pin(futures::stream::unfold(watcher, |mut watcher| async move {
+            watcher.next().await.map(|event| (event, watcher))
+        })))
+    }
+
+    async fn usage(&self) -> Result<MachineUsage, SessionError> {
+        self.0.call("usage", |_| Ok(MachineUsage::default())).await
+    }
+
+    async fn shutdown(&self, _: Duration) -> Result<(), SessionError> {
+        self.0
+            .call("shutdown", |agent| {
+                agent.containers.values_mut().for_each(|container| end(container, 137));
+                Ok(())
+            })
+            .await?;
+        self.0.fleet.cloud.power_off(&self.0.machine);
+        Ok(())
+    }
+}
+
+impl Agent {
+    fn visible(&self) -> BTreeMap<ContainerId, (ObservedState, i32)> {
+        let there = self.containers.iter().filter(|(_, one)| !one.removed);
+        there.map(|(id, one)| (id.clone(), (one.state, one.exit_code))).collect()
+    }
+}
+
+struct Watcher {
+    line: Line,
+    changed: watch::Receiver<u64>,
+    told: Option<BTreeMap<ContainerId, (ObservedState, i32)>>,
+    ended: bool,
+}
+
+impl Watcher {
+    async fn next(&mut self) -> Option<Result<WatchEvent, SessionError>> {
+        if self.ended {
+            return None;
+        }
+        loop {
+            self.changed.borrow_and_update();
+            if let Err(error) = self.line.alive() {
+                self.ended = true;
+                return Some(Err(error));
+            }
+            let now = {
+                let agents = self.line.fleet.agents.lock().unwrap_or_else(PoisonError::into_inner);
+                agents.get(&self.line.machine).map(Agent::visible).unwrap_or_default()
+            };
+            let Some(told) = &mut self.told else {
+                let all = now.iter().map(observed).collect();
+                self.told = Some(now);
+                return Some(Ok(WatchEvent::Snapshot(all)));
+            };
+            if let Some(entry) = now.iter().find(|(id, state)| told.get(*id) != Some(*state)) {
+                told.insert(entry.0.clone(), *entry.1);
+                return Some(Ok(WatchEvent::Changed(observed(entry))));
+            }
+            if let Some(gone) = told.keys().find(|id| !now.contains_key(*id)).cloned() {
+                told.remove(&gone);
+                return Some(Ok(WatchEvent::Removed(gone)));
+            }
+            // A machine that vanishes does not say goodbye.
+            let _ = tokio::time::timeout(Duration::from_secs(10), self.changed.changed()).await;
+        }
+    }
+}
+
+fn observed((id, (state, exit_code)): (&ContainerId, &(ObservedState, i32))) -> ObservedContainer {
+    let started = *state != ObservedState::Created;
+    let ended = *state == ObservedState::Exited;
+    ObservedContainer {
+        id: id.clone(),
+        state: *state,
+        started_at: started.then_some(SystemTime::UNIX_EPOCH),
+        finished_at: ended.then_some(SystemTime::UNIX_EPOCH),
+        exit_code: *exit_code,
+        reason: if ended { "Error".to_owned() } else { String::new() },
+        message: String::new(),
+    }
+}
+
+struct SimOutput {
+    line: Line,
+    id: ContainerId,
+    sent: u64,
+    changed: watch::Receiver<u64>,
+}
+
+#[async_trait]
+impl LogSource for SimOutput {
+    async fn next(&mut self) -> Result<Option<LogChunk>, SessionError> {
+        loop {
+            self.changed.borrow_and_update();
+            self.line.alive()?;
+            let seen = {
+                let agents = self.line.fleet.agents.lock().unwrap_or_else(PoisonError::into_inner);
+                let agent = agents.get(&self.line.machine);
+                agent.and_then(|agent| agent.containers.get(&self.id)).cloned()
+            };
+            let Some(container) = seen else { return Err(no_such()) };
+            if self.sent < container.written {
+                self.sent += 1;
+                return Ok(Some(LogChunk {
+                    sequence: self.sent,
+                    stream: LogStream::Stdout,
+                    timestamp: SystemTime::UNIX_EPOCH,
+                    data: b"line\n".to_vec(),
+                }));
+            }
+            if container.state == ObservedState::Exited {
+                return Ok(None);
+            }
+            let _ = tokio::time::timeout(Duration::from_secs(10), self.changed.changed()).await;
+        }
+    }
+
+    async fn acknowledge(&mut self, sequence: u64) -> Result<(), SessionError> {
+        let id = self.id.clone();
+        self.line
+            .call("acknowledge", move |agent| {
+                if let Some(container) = agent.containers.get_mut(&id) {
+                    container.acknowledged = container.acknowledged.max(sequence);
+                }
+                Ok(())
+            })
+            .await
+    }
+}

@@ -1,0 +1,106 @@
+//! The fake cloud's provider, with seams before and after each call.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use infranetes_provider_fake::{FakeCloud, FakeProvider};
+use infranetes_sdk::pod::{
+    Addresses, AddressesRequest, ConsoleChunk, ConsoleRequest, CreateRequest, DescribePodRequest,
+    DestroyRequest, Empty, EventsRequest, GetRequest, ListRequest, ListResponse, Machine,
+    MachineEvent, PlanRequest, PlanResponse, PodCapabilities, StopMachineRequest,
+};
+use infranetes_sdk::{BoxStream, CallContext, PodProvider, Result};
+
+use crate::sim::seam::Seams;
+use crate::sim::world::Promises;
+
+/// The provider as an engine sees it.
+pub struct SimProvider {
+    /// What does the work.
+    pub inner: FakeProvider,
+    /// Where it crashes.
+    pub seams: Seams,
+    /// Told when a sandbox has two machines.
+    pub promises: Arc<Promises>,
+}
+
+impl SimProvider {
+    async fn around<T>(&self, what: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
+        self.seams.pass(&format!("provider: before {what}")).await;
+        let answer = call.await;
+        if let Err(error) = &answer {
+            self.seams.note(&format!("provider: {what} failed: {error:?}"));
+        }
+        one_machine_each(self.inner.cloud(), &self.promises);
+        self.seams.pass(&format!("provider: after {what}")).await;
+        answer
+    }
+}
+
+/// No sandbox has two machines, at no moment.
+pub fn one_machine_each(cloud: &FakeCloud, promises: &Promises) {
+    for (sandbox, count) in cloud.alive_by_tag("infranetes-sandbox") {
+        if count > 1 {
+            promises.broken(&format!("sandbox {sandbox} has {count} machines"));
+        }
+    }
+}
+
+#[async_trait]
+impl PodProvider for SimProvider {
+    async fn describe(
+        &self,
+        ctx: CallContext,
+        request: DescribePodRequest,
+    ) -> Result<PodCapabilities> {
+        self.inner.describe(ctx, request).await
+    }
+
+    async fn plan(&self, ctx: CallContext, request: PlanRequest) -> Result<PlanResponse> {
+        self.around("plan", self.inner.plan(ctx, request)).await
+    }
+
+    async fn create(&self, ctx: CallContext, request: CreateRequest) -> Result<Machine> {
+        let what = format!("create {}", request.name);
+        self.around(&what, self.inner.create(ctx, request)).await
+    }
+
+    async fn get(&self, ctx: CallContext, request: GetRequest) -> Result<Machine> {
+        let what = format!("get {}", request.id);
+        self.around(&what, self.inner.get(ctx, request)).await
+    }
+
+    async fn list(&self, ctx: CallContext, request: ListRequest) -> Result<ListResponse> {
+        self.around("list", self.inner.list(ctx, request)).await
+    }
+
+    async fn stop(&self, ctx: CallContext, request: StopMachineRequest) -> Result<Empty> {
+        let what = format!("stop {}", request.id);
+        self.around(&what, self.inner.stop(ctx, request)).await
+    }
+
+    async fn destroy(&self, ctx: CallContext, request: DestroyRequest) -> Result<Empty> {
+        let what = format!("destroy {}", request.id);
+        self.around(&what, self.inner.destroy(ctx, request)).await
+    }
+
+    async fn addresses(&self, ctx: CallContext, request: AddressesRequest) -> Result<Addresses> {
+        self.around("addresses", self.inner.addresses(ctx, request)).await
+    }
+
+    async fn console(
+        &self,
+        ctx: CallContext,
+        request: ConsoleRequest,
+    ) -> Result<BoxStream<ConsoleChunk>> {
+        self.around("console", self.inner.console(ctx, request)).await
+    }
+
+    async fn events(
+        &self,
+        ctx: CallContext,
+        request: EventsRequest,
+    ) -> Result<BoxStream<MachineEvent>> {
+        self.inner.events(ctx, request).await
+    }
+}
