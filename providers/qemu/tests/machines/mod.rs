@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use infranetes_provider_qemu::{Config, QemuProvider};
 use infranetes_sdk::pod::{
-    EventsRequest, MachineEventKind, MachineState, StartMachineRequest, StopMachineRequest,
+    DestroyRequest, EventsRequest, MachineEventKind, MachineState, StartMachineRequest,
+    StopMachineRequest, SweepRequest,
 };
 use infranetes_sdk::{ErrorKind, PodProvider, StreamExt};
 
@@ -61,6 +62,7 @@ async fn under_root_every_machine_has_a_user_of_its_own_and_no_privilege() {
     let first = world.config.uids.first;
     let expected = if own_uid == 0 { vec![first, first + 1] } else { vec![own_uid, own_uid] };
     assert_eq!(uids, expected);
+    world.clean_up().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -105,6 +107,50 @@ async fn what_ended_while_nobody_watched_is_found_out() {
     assert_eq!(failure.message, "QEMU ended while no daemon watched it");
     world.destroy(&id).await;
     world.assert_clean();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_accepted_before_the_daemon_died_is_launched_by_the_next() {
+    let world = World::new("").await;
+    let id = world.create("accepted").await.id;
+    world.wait_for(&id, MachineState::Running).await;
+    let request = StopMachineRequest { id: id.clone(), grace_ms: 0 };
+    world.provider.stop(ctx(), request).await.expect("stopped");
+    // As the disk was between the record and the process.
+    let World { dir, config, provider } = world;
+    drop(provider);
+    let path = dir.path().join("machines").join(&id).join("machine.json");
+    let mut record: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).expect("a record")).expect("JSON");
+    record["wanted"] = "on".into();
+    record["end"] = serde_json::Value::Null;
+    std::fs::write(&path, record.to_string()).expect("written");
+    // And what a daemon leaves that dies in the middle of making or removing one.
+    let machines = dir.path().join("machines");
+    for leftover in [".new-vm-1", ".gone-vm-2"] {
+        std::fs::create_dir_all(machines.join(leftover).join("control")).expect("made");
+    }
+    let provider = QemuProvider::open(config.clone(), dir.path()).await.expect("a provider");
+    let world = World { dir, config, provider };
+    world.wait_for(&id, MachineState::Running).await;
+    world.clean_up().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_cannot_be_read_is_left_alone_and_shown() {
+    let world = World::new("").await;
+    let damaged = world.dir.path().join("machines").join("vm-damaged");
+    std::fs::create_dir(&damaged).expect("made");
+    std::fs::write(damaged.join("machine.json"), "{").expect("written");
+    let world = world.restarted().await;
+    let answer = world.provider.sweep(ctx(), SweepRequest::default()).await.expect("swept");
+    let ids: Vec<_> = answer.leftovers.iter().map(|left| left.id.as_str()).collect();
+    assert_eq!(ids, ["vm-damaged"]);
+    let request = DestroyRequest { id: "vm-damaged".to_owned() };
+    let error = world.provider.destroy(ctx(), request).await.expect_err("refused");
+    assert_eq!(error.kind, ErrorKind::Conflict);
+    assert!(error.message.contains(&damaged.display().to_string()), "{error:?}");
+    assert!(damaged.join("machine.json").exists());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -279,5 +325,6 @@ async fn limits_answer_with_their_kinds() {
         assert_eq!(error.kind, kind, "{error:?}");
         world.destroy(&id).await;
         world.create("second").await;
+        world.clean_up().await;
     }
 }

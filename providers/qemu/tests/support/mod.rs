@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use infranetes_provider_qemu::{Accel, Config, QemuProvider};
 use infranetes_sdk::pod::{
-    ConsoleRequest, CreateRequest, DestroyRequest, GetRequest, Machine, MachineState, PlanRequest,
+    ConsoleRequest, CreateRequest, DestroyRequest, GetRequest, ListRequest, Machine, MachineState,
+    PlanRequest,
 };
 use infranetes_sdk::{CallContext, PodProvider, StreamExt};
 use tempfile::TempDir;
@@ -34,9 +35,10 @@ impl Drop for Dir {
 
 /// A provider over a directory of its own.
 pub(crate) struct World {
+    // Dropped in this order: machines do not outlive their directory.
+    pub(crate) provider: QemuProvider,
     pub(crate) dir: Dir,
     pub(crate) config: Config,
-    pub(crate) provider: QemuProvider,
 }
 
 impl World {
@@ -123,6 +125,15 @@ impl World {
     pub(crate) async fn destroy(&self, id: &str) {
         let request = DestroyRequest { id: id.to_owned() };
         self.provider.destroy(ctx(), request).await.expect("destroyed");
+    }
+
+    /// Destroys every machine, and fails if anything of this world is left.
+    pub(crate) async fn clean_up(&self) {
+        let all = self.provider.list(ctx(), ListRequest::default()).await.expect("a list");
+        for machine in all.machines {
+            self.destroy(&machine.id).await;
+        }
+        self.assert_clean();
     }
 
     /// Numbers of the QEMU processes of this world.
