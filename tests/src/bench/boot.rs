@@ -220,6 +220,11 @@ fn bare_arguments(arguments: &[String], initramfs: &Path, dir: &Path) -> Vec<Str
             "-fw_cfg" => {
                 format!("name=opt/infranetes/user-data,file={}", empty_file(dir).display())
             }
+            "-smbios" => format!("type=11,path={}", empty_file(dir).display()),
+            // A copy for the machine's user, named relative to the machine's directory.
+            "-kernel" if Path::new(value).is_relative() => {
+                initramfs.with_file_name("vmlinuz").display().to_string()
+            }
             "-qmp" => format!("unix:{}/qmp,server=on,wait=off", dir.display()),
             "-chardev" if value.starts_with("socket") => {
                 format!("socket,id={},path={}/qmp,server=on,wait=off", id_of(value), dir.display())
@@ -257,7 +262,8 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-const OPTIONS_OF_A_SANDBOX: [&str; 5] = ["-initrd", "-fw_cfg", "-qmp", "-chardev", "-pidfile"];
+const OPTIONS_OF_A_SANDBOX: [&str; 7] =
+    ["-initrd", "-kernel", "-fw_cfg", "-smbios", "-qmp", "-chardev", "-pidfile"];
 /// What the init of the bare initramfs prints; `cargo xtask guest` makes it.
 const BARE_LINE: &str = "infranetes-bare-ready";
 const BARE_LIMIT: Duration = Duration::from_secs(120);
