@@ -449,7 +449,7 @@ fn stats_of(container: &Container) -> infranetes_sdk::v1::ContainerStats {
 
 fn check_id(id: &str) -> Result<()> {
     let is_fine = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    match (1..=63).contains(&id.len()) && id.bytes().all(is_fine) {
+    match (1..=64).contains(&id.len()) && id.bytes().all(is_fine) {
         true => Ok(()),
         false => Err(ProviderError::invalid(format!("{id:?} cannot name a container"))),
     }
