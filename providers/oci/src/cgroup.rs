@@ -5,12 +5,18 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::image::remove_tree;
 use infranetes_sdk::v1::ContainerStats;
+use rustix::event::EventfdFlags;
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::image::remove_tree;
 
 /// Which hierarchies this machine has.
 #[derive(Debug, Clone)]
@@ -105,7 +111,18 @@ impl Cgroup {
                 fs::create_dir_all(mount.join(&self.outer))?;
             }
         }
-        Ok(())
+        // Except for the one whose events have to be listened for from the first moment on.
+        match self.v1("memory") {
+            Some(dir) => fs::create_dir_all(dir),
+            None => Ok(()),
+        }
+    }
+
+    /// Listens for running out of memory, where the counter goes with the runtime's cgroup.
+    pub(crate) fn watch_oom(&self) -> Option<OomWatch> {
+        OomWatch::start(&self.v1("memory")?)
+            .inspect_err(|error| tracing::debug!(%error, "running out of memory cannot be seen"))
+            .ok()
     }
 
     /// How often the kernel killed something in it for want of memory; `None` where that is not known any more.
@@ -199,6 +216,50 @@ impl Cgroup {
             memory_major_page_faults: memory("total_pgmajfault"),
             processes: value("pids", "pids.current"),
             ..Default::default()
+        }
+    }
+}
+
+/// Remembers that a cgroup of version 1 ran out of memory.
+pub(crate) struct OomWatch {
+    seen: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl OomWatch {
+    fn start(dir: &Path) -> io::Result<Self> {
+        let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let control = fs::File::open(dir.join("memory.oom_control"))?;
+        let order = format!("{} {}", event.as_raw_fd(), control.as_raw_fd());
+        fs::write(dir.join("cgroup.event_control"), order)?;
+        // No pipe, but it is waited for like one.
+        let event = tokio::net::unix::pipe::Receiver::from_owned_fd_unchecked(event)?;
+        let seen = Arc::<AtomicBool>::default();
+        let task = tokio::spawn(remember(event, control, seen.clone()));
+        Ok(Self { seen, task })
+    }
+
+    pub(crate) fn seen(&self) -> bool {
+        self.seen.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for OomWatch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn remember(
+    event: tokio::net::unix::pipe::Receiver,
+    control: fs::File,
+    seen: Arc<AtomicBool>,
+) {
+    if event.readable().await.is_ok() {
+        // The removal of the cgroup is an event, too; then there is nothing to read any more.
+        let mut byte = [0];
+        if matches!(control.read_at(&mut byte, 0), Ok(1)) {
+            seen.store(true, Ordering::Release);
         }
     }
 }

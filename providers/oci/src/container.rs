@@ -22,7 +22,7 @@ use tokio::process::{Child, ChildStdin};
 use tokio::sync::{broadcast, watch};
 use tokio::time::{sleep, timeout};
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, OomWatch};
 use crate::client::{
     RunFiles, Runtime, Streams, cannot_run, exit_code, failed_exec_code, said_at_the_last_moment,
 };
@@ -182,6 +182,7 @@ impl Container {
 
     async fn launch(self: &Arc<Self>, start: &Start) -> Result<()> {
         self.cgroup.make().map_err(io_error("cannot make the container's cgroup"))?;
+        let oom = self.cgroup.watch_oom();
         let files = self.files();
         files.remove();
         let asked = self.request.process.clone().unwrap_or_default();
@@ -214,7 +215,7 @@ impl Container {
         };
         let (told, started) = tokio::sync::oneshot::channel();
         let supervisor =
-            Supervisor { container: self.clone(), start: start.clone(), files, output };
+            Supervisor { container: self.clone(), start: start.clone(), files, oom, output };
         // Dropping the caller's future must not leave a process without its supervisor.
         tokio::spawn(supervisor.run(child, ended, told));
         match timeout(start.limit, started).await {
@@ -303,6 +304,7 @@ struct Supervisor {
     container: Arc<Container>,
     start: Start,
     files: RunFiles,
+    oom: Option<OomWatch>,
     output: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -318,19 +320,10 @@ impl Supervisor {
         let mut told = Some(told);
         let status = match ended {
             Some(status) => status,
-            None => {
-                let running = self.until_running(child.id());
-                tokio::select! {
-                    biased;
-                    status = child.wait() => status,
-                    process = running => {
-                        self.announce(process, &mut told);
-                        child.wait().await
-                    }
-                }
-            }
+            None => self.follow(&mut child, &mut told).await,
         };
-        let oom = self.oom_killed();
+        let oom = self.container.cgroup.oom_kills().is_some_and(|count| count > 0)
+            || self.oom.as_ref().is_some_and(OomWatch::seen);
         // The runtime may have died alone: then nothing of what it started may stay.
         if let Some(process) = self.container.process_fd() {
             let _ = pidfd_send_signal(process.as_ref(), Signal::KILL);
@@ -385,33 +378,83 @@ impl Supervisor {
         }
     }
 
-    fn announce(&self, process: Option<(u32, OwnedFd)>, told: &mut Option<Told>) {
-        if let Some((pid, process)) = process {
-            self.container.set_process(Some(process));
-            self.container.running(&self.start, pid);
-            tell(told, Ok(()));
+    /// Waits for the end of the runtime process, and announces the program in between.
+    async fn follow(
+        &self,
+        child: &mut Child,
+        told: &mut Option<Told>,
+    ) -> std::io::Result<std::process::ExitStatus> {
+        let runtime = child.id();
+        let seen = tokio::select! {
+            biased;
+            status = child.wait() => return status,
+            seen = self.until_seen(runtime) => seen,
+        };
+        match seen {
+            Some(Seen::Running(pid, process)) => {
+                let ended = process.try_clone().map(wait_process);
+                self.container.set_process(Some(process));
+                self.container.running(&self.start, pid);
+                tell(told, Ok(()));
+                let Ok(ended) = ended else { return child.wait().await };
+                tokio::select! {
+                    biased;
+                    status = child.wait() => return status,
+                    () = ended => {}
+                }
+            }
+            Some(Seen::Ended) => {}
+            None => return child.wait().await,
         }
+        // In a shared pid namespace others may outlive the program, and the runtime would wait for them.
+        if let Ok(status) = timeout(END_LIMIT, child.wait()).await {
+            return status;
+        }
+        if let Err(error) = self.container.cgroup.kill().await {
+            tracing::warn!(container = self.container.id(), %error, "something outlives its container");
+        }
+        child.wait().await
     }
 
-    /// Waits until the program itself runs in place of the runtime.
-    async fn until_running(&self, runtime: Option<u32>) -> Option<(u32, OwnedFd)> {
+    /// Waits until the program runs in place of the runtime, or has run already.
+    async fn until_seen(&self, runtime: Option<u32>) -> Option<Seen> {
         let runtime = runtime?;
         let rounds = self.start.limit.as_millis() / START_POLL.as_millis();
         for _ in 0..rounds {
-            if let Some(pid) = self.files.read_pid()
-                && runs_its_program(pid, runtime)
-                && let Ok(process) =
-                    pidfd_open(Pid::from_raw(pid.cast_signed())?, PidfdFlags::empty())
-            {
-                return Some((pid, process));
+            if let Some(pid) = self.files.read_pid() {
+                let seen = look(pid, runtime);
+                if seen.is_some() {
+                    return seen;
+                }
             }
             sleep(START_POLL).await;
         }
         None
     }
+}
 
-    fn oom_killed(&self) -> bool {
-        self.container.cgroup.oom_kills().is_some_and(|count| count > 0)
+/// What became of a container's first process.
+enum Seen {
+    Running(u32, OwnedFd),
+    Ended,
+}
+
+fn look(pid: u32, runtime: u32) -> Option<Seen> {
+    let number = Pid::from_raw(pid.cast_signed())?;
+    let Ok(process) = pidfd_open(number, PidfdFlags::empty()) else { return Some(Seen::Ended) };
+    match std::fs::read_link(format!("/proc/{pid}/exe")) {
+        Ok(path) if is_program(&path, runtime) => Some(Seen::Running(pid, process)),
+        Ok(_) => None,
+        // One that ended has no executable any more.
+        Err(_) => Some(Seen::Ended),
+    }
+}
+
+/// Waits for the end of a process.
+async fn wait_process(process: OwnedFd) {
+    // No pipe, but it is waited for like one: it becomes readable with the end of the process.
+    if let Ok(process) = tokio::net::unix::pipe::Receiver::from_owned_fd_unchecked(process) {
+        let _ = process.readable().await;
     }
 }
 
@@ -458,15 +501,10 @@ async fn pump(mut source: Source, stream: LogStream, container: Arc<Container>) 
     }
 }
 
-/// Whether a process has left the runtime's own code: until then its executable is the runtime's, or a sealed copy of it.
-fn runs_its_program(pid: u32, runtime: u32) -> bool {
-    let executable = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
-    match executable(pid) {
-        Some(path) => {
-            !path.to_string_lossy().starts_with("/memfd:") && Some(path) != executable(runtime)
-        }
-        None => false,
-    }
+/// Whether an executable is not the runtime's own: until the program takes over it is that, or a sealed copy of it.
+fn is_program(executable: &std::path::Path, runtime: u32) -> bool {
+    let own = std::fs::read_link(format!("/proc/{runtime}/exe")).ok();
+    !executable.to_string_lossy().starts_with("/memfd:") && own.as_deref() != Some(executable)
 }
 
 pub(crate) fn now_unix_ns() -> u64 {
@@ -477,6 +515,8 @@ pub(crate) fn now_unix_ns() -> u64 {
 const EARLY_BYTES: usize = 1024;
 const LIVE_CHUNKS: usize = 64;
 const START_POLL: Duration = Duration::from_millis(2);
+/// Within this the runtime ends, when nothing outlives the program.
+const END_LIMIT: Duration = Duration::from_millis(200);
 const OUTPUT_LIMIT: Duration = Duration::from_secs(2);
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// What a shell answers for a status out of range.

@@ -111,7 +111,7 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount
 
 fn convert(asked: &v1::Mount) -> Result<Mount> {
     let destination = absolute(&asked.destination, "a mount's destination")?.to_owned();
-    let mut options = asked.options.clone();
+    let (mut source, mut options) = (asked.source.clone(), asked.options.clone());
     match asked.r#type.as_str() {
         "bind" => {
             absolute(&asked.source, "a mount's source")?;
@@ -131,14 +131,18 @@ fn convert(asked: &v1::Mount) -> Result<Mount> {
                 options.insert(0, "rbind".to_owned());
             }
         }
-        "tmpfs" => {}
+        "tmpfs" => {
+            if source.is_empty() {
+                source.push_str("tmpfs");
+            }
+        }
         other => {
             return Err(ProviderError::unsupported(format!(
                 "mounts of type {other:?} are not made"
             )));
         }
     }
-    Ok(Mount { destination, kind: asked.r#type.clone(), source: asked.source.clone(), options })
+    Ok(Mount { destination, kind: asked.r#type.clone(), source, options })
 }
 
 fn absolute<'a>(path: &'a str, what: &str) -> Result<&'a str> {

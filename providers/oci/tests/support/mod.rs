@@ -201,6 +201,7 @@ pub(crate) async fn open(
 ) -> OciProvider {
     let mut config = Config {
         run: dir.join("run"),
+        start_timeout_s: 15,
         cgroup_parent: parent.to_owned(),
         runtime: std::env::var_os("OCI_RUNTIME").unwrap_or_else(|| "crun".into()).into(),
         ..Config::default()
