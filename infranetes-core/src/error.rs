@@ -294,7 +294,10 @@ impl EngineError {
                 },
             },
             Self::ExecTimedOut(limit) => Self::ExecTimedOut(*limit),
-            Self::Record(cause) => Self::Record(cause.to_string().into()),
+            Self::Record(cause) => match cause.downcast_ref::<crate::record::RecordError>() {
+                Some(error) => Self::Record(Box::new(error.echo())),
+                None => Self::Record(cause.to_string().into()),
+            },
             Self::Busy(what) => Self::Busy(what.clone()),
             Self::ShuttingDown => Self::ShuttingDown,
             Self::Internal(what) => Self::Internal(what.clone()),

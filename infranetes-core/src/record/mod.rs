@@ -2,10 +2,13 @@
 
 pub(crate) mod codec;
 pub(crate) mod container;
+mod disk;
 mod fields;
 mod memory;
+mod redb;
 pub(crate) mod sandbox;
 
+pub use self::redb::RedbStore;
 use async_trait::async_trait;
 pub use memory::MemoryStore;
 
@@ -32,6 +35,11 @@ pub enum Table {
     Logs,
     /// What the node itself must keep, such as its CA.
     Node,
+}
+
+impl Table {
+    /// All tables.
+    pub const ALL: [Self; 4] = [Self::Sandboxes, Self::Containers, Self::Logs, Self::Node];
 }
 
 /// A stored entry: versioned bytes under a key.
@@ -98,6 +106,23 @@ pub enum RecordError {
 }
 
 impl RecordError {
+    /// The same failure for another one who waited for the same commit.
+    pub(crate) fn echo(&self) -> Self {
+        match self {
+            Self::DiskFull(error) => {
+                Self::DiskFull(std::io::Error::new(error.kind(), error.to_string()))
+            }
+            Self::InUse { path } => Self::InUse { path: path.clone() },
+            Self::Damaged { path, cause } => {
+                Self::Damaged { path: path.clone(), cause: cause.to_string().into() }
+            }
+            Self::TooNew { path, found, known } => {
+                Self::TooNew { path: path.clone(), found: *found, known: *known }
+            }
+            Self::Io(error) => Self::Io(error.to_string().into()),
+        }
+    }
+
     /// What kind of failure this is.
     pub fn kind(&self) -> FailureKind {
         match self {
