@@ -76,7 +76,8 @@ fn no_layer_reaches_out_of_its_directory() {
         std::fs::write(outside.join("file"), b"untouched").unwrap();
         let target = outside.to_str().unwrap();
         let up = format!("{}{}", "../".repeat(12), target.trim_start_matches('/'));
-        let archives: [(&str, &dyn Fn(&mut Tar)); 14] = [
+        type Write<'a> = &'a dyn Fn(&mut Tar);
+        let archives: [(&str, Write<'_>); 14] = [
             ("climbs", &|tar| _ = tar.file("../../outside/file", 0o644, b"evil")),
             ("climbs inside", &|tar| _ = tar.file("a/../../../outside/file", 0o644, b"evil")),
             ("is absolute", &|tar| _ = tar.file(&format!("{target}/file"), 0o644, b"evil")),
