@@ -1,3 +1,55 @@
-//! Builds, runs and checks infranetes: cargo xtask help.
+//! Builds, runs and checks infranetes: `cargo xtask help`.
+//!
+//! One file per command; what several commands need stands beside them under its own noun.
 
-fn main() {}
+mod check;
+mod cpio;
+mod debian;
+mod guest;
+mod program;
+mod progress;
+mod setup;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::workspace::Workspace;
+
+fn main() -> ExitCode {
+    let command = Command::parse();
+    match Workspace::find().and_then(|workspace| command.run(&workspace)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Builds, runs and checks infranetes.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Command {
+    /// Checks format, lints, the map of the crates and licences: the quick part of what CI runs.
+    Check,
+    /// Builds the guest image: a kernel and the initramfs with the agent.
+    Guest(guest::Options),
+    /// Installs the Debian packages that the demo and the tests run; needs root, or sudo.
+    Setup,
+    /// Checks what compilers do not: crate edges, the top level, file sizes, links, unfinished code.
+    Tidy,
+}
+
+impl Command {
+    fn run(&self, workspace: &Workspace) -> anyhow::Result<()> {
+        match self {
+            Command::Check => check::run(workspace),
+            Command::Guest(options) => guest::run(workspace, options),
+            Command::Setup => setup::run(workspace),
+            Command::Tidy => tidy::run(workspace),
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The guest image: a kernel, and an initramfs with the agent, its plugins, crun and exactly what they need.
+//!
+//! All comes from Debian packages and this workspace; nothing is installed and no root is needed. Same inputs, same bytes. The first run
+//! fetches packages, later ones look at no network. `docs/guest-image.md` says what is inside and why.
+
+mod bare;
+mod image;
+mod kernel;
+mod libraries;
+mod lz4;
+mod manifest;
+mod modules;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::debian::store::Store;
+use crate::guest::image::{Built, Inputs};
+use crate::guest::kernel::Kernel;
+use crate::guest::libraries::Libraries;
+use crate::program::Program;
+use crate::progress::Progress;
+use crate::workspace::{Workspace, cargo};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Where the image goes; else `guest` below cargo's target directory.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Fetches the newest packages, also when others are there already.
+    #[arg(long)]
+    refresh: bool,
+    /// Makes the image a second time from scratch and fails if it differs.
+    #[arg(long)]
+    verify: bool,
+}
+
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    let out = options.out.clone().unwrap_or_else(|| default_dir(workspace));
+    let store = Store::new(workspace.target().join("guest-packages"));
+    if options.refresh {
+        store.forget()?;
+    }
+    let mut progress = Progress::new("guest", if options.verify { 5 } else { 4 });
+    progress.step("Debian packages");
+    let packages = packages(&store, &progress)?;
+    progress.step("agent and plugins");
+    build_programs()?;
+    progress.step("image");
+    let built = make(workspace, &packages)?;
+    progress.step("files");
+    write(&out, &built)?;
+    if options.verify {
+        progress.step("once more, from packages unpacked elsewhere");
+        verify(workspace, &store, &built, &progress)?;
+    }
+    let totals = &built.manifest.totals;
+    progress.note(&format!(
+        "kernel {}, {} files, initramfs {:.1} MiB",
+        built.manifest.kernel.release,
+        totals.files,
+        mib(totals.initramfs_bytes)
+    ));
+    progress.done(&out.display().to_string());
+    Ok(())
+}
+
+/// Where the image lies if nobody says where.
+pub(crate) fn default_dir(workspace: &Workspace) -> PathBuf {
+    workspace.target().join("guest")
+}
+
+/// An unpacked package.
+#[derive(Clone, Debug)]
+struct Unpacked {
+    name: String,
+    version: String,
+    sha256: String,
+    dir: PathBuf,
+}
+
+fn packages(store: &Store, progress: &Progress) -> Result<Vec<Unpacked>> {
+    let architecture = Program::new("dpkg")
+        .arg("--print-architecture")
+        .output()
+        .context("the guest image is made on Debian")?;
+    if architecture.trim() != "amd64" {
+        bail!("guest images are made for amd64 alone; this machine is {}", architecture.trim());
+    }
+    let fetched = store.get(&PACKAGES, progress)?;
+    let unpack = |package| {
+        let dir = store.unpack(package)?;
+        let (name, version) = (package.name.clone(), package.version.clone());
+        Ok(Unpacked { name, version, sha256: package.sha256.clone(), dir })
+    };
+    fetched.iter().map(unpack).collect()
+}
+
+fn build_programs() -> Result<()> {
+    let packages = ["infranetes-agent", "infranetes-provider-oci"];
+    let build = cargo().args(["build", "--quiet", "--release"]);
+    packages.into_iter().fold(build, |build, package| build.args(["-p", package])).run()
+}
+
+fn make(workspace: &Workspace, packages: &[Unpacked]) -> Result<Built> {
+    let kernel = Kernel::find(packages)?;
+    let release = workspace.release();
+    let inputs = Inputs {
+        agent: release.join("infranetes-agent"),
+        plugins: vec![("oci".to_owned(), release.join("libinfranetes_provider_oci.so"))],
+        packages,
+        libraries: Libraries::find(packages)?,
+        kernel,
+    };
+    inputs.build()
+}
+
+fn write(out: &Path, built: &Built) -> Result<()> {
+    fs::create_dir_all(out).with_context(|| format!("{} cannot be made", out.display()))?;
+    for (name, bytes) in built.files()? {
+        let path = out.join(name);
+        if fs::read(&path).is_ok_and(|before| before == bytes) {
+            continue;
+        }
+        // A machine that boots meanwhile reads the old file whole, never half of the new one.
+        let new = out.join(format!("{name}.new"));
+        fs::write(&new, bytes)
+            .and_then(|()| fs::rename(&new, &path))
+            .with_context(|| format!("{} cannot be written (disk full?)", path.display()))?;
+    }
+    Ok(())
+}
+
+fn verify(workspace: &Workspace, store: &Store, built: &Built, progress: &Progress) -> Result<()> {
+    let elsewhere = tempfile::tempdir().context("no temporary directory")?;
+    let second = Store::new(elsewhere.path().to_owned());
+    second.copy_debs_of(store)?;
+    let again = make(workspace, &packages(&second, progress)?)?;
+    for ((name, first), (_, second)) in built.files()?.into_iter().zip(again.files()?) {
+        ensure!(first == second, "{name} differs between two builds of the same inputs");
+    }
+    Ok(())
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// Where the files of the guest come from, beside this workspace. Their dependencies come with them.
+const PACKAGES: [&str; 4] = ["crun", "libc6", "libgcc-s1", "linux-image-cloud-amd64"];
