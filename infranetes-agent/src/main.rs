@@ -8,10 +8,13 @@ use infranetes_agent::invitation::Invitation;
 use infranetes_agent::lines::{self, chain};
 use infranetes_agent::run::Agent;
 use infranetes_agent::times::BootTimes;
-use infranetes_agent::{isolate, plugins, reaper};
+use infranetes_agent::{boot, isolate, plugins, reaper};
 
 fn main() -> ExitCode {
     let times = BootTimes::starting();
+    if boot::is_first_process() {
+        boot::run(times);
+    }
     let args = match Command::parse(std::env::args_os().skip(1)) {
         Ok(Command::Run(args)) => args,
         Ok(Command::Version) => {

@@ -1,3 +1,174 @@
 //! The agent as the first process of a guest: file systems, modules, network, user-data; and at the end, power.
+//!
+//! Everything here is done once, in order, before anything else runs, on a CPU that may be emulated: what can wait is left
+//! for later, and what only waits is done in a thread beside.
 
+mod command_line;
+mod console;
+mod modules;
+mod mounts;
 pub mod network;
+mod power;
+mod user_data;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use tracing::level_filters::LevelFilter;
+
+use crate::invitation::{Invitation, InvitationError};
+use crate::lines::{self, chain};
+use crate::plugins::PluginError;
+use crate::run::{Agent, RunError};
+use crate::times::BootTimes;
+use crate::{plugins, reaper};
+use command_line::CommandLine;
+use modules::{ModuleError, Modules};
+use network::{AddressError, StaticAddress};
+
+/// Whether this process is the first one of a guest: the kernel starts it under a path that ends with "init".
+pub fn is_first_process() -> bool {
+    let name = std::env::args_os().next().unwrap_or_default();
+    nix::unistd::getpid().as_raw() == 1 && Path::new(&name).ends_with("init")
+}
+
+/// Boots, serves, and ends the machine. The machine also ends, after a line on the console, when any of it fails.
+pub fn run(times: BootTimes) -> ! {
+    let ended = std::panic::catch_unwind(|| {
+        console::open().map_err(BootError::Console).and_then(|()| boot(times))
+    });
+    match ended {
+        Ok(Ok(())) => (),
+        Ok(Err(error)) => eprintln!("infranetes: the machine did not start: {}", chain(&error)),
+        Err(_) => eprintln!("infranetes: the agent had a defect; the machine ends"),
+    }
+    power::off()
+}
+
+fn boot(times: BootTimes) -> Result<(), BootError> {
+    let modules = Arc::new(Modules::of_running_kernel().map_err(BootError::Kernel)?);
+    // The longest wait of a boot; nothing below needs it before the network does.
+    let network = beside(&modules, "network", modules::NETWORK);
+    mounts::prepare().map_err(BootError::Mounts)?;
+    let command_line = CommandLine::read().map_err(BootError::CommandLine)?;
+    lines::start(command_line.log().unwrap_or(LevelFilter::INFO));
+    power::keep_for_us();
+    tracing::debug!(started_us = times.started_us(), "file systems are mounted");
+    let invitation = Invitation::parse(&user_data::read(&modules)?)?;
+    let address = command_line.ip().map(StaticAddress::parse).transpose()?;
+    joined(network)?;
+    tracing::debug!("network modules are loaded");
+    connect(address.as_ref())?;
+    tracing::debug!("the network is up");
+    let overlay = beside(&modules, "overlay", modules::CONTAINERS);
+    let served = serve(invitation, times);
+    joined(overlay)?;
+    served
+}
+
+fn beside(
+    modules: &Arc<Modules>,
+    name: &str,
+    wanted: &'static [&'static str],
+) -> io::Result<thread::JoinHandle<Result<(), ModuleError>>> {
+    let modules = Arc::clone(modules);
+    thread::Builder::new().name(name.to_owned()).spawn(move || modules.load(wanted))
+}
+
+fn joined(
+    thread: io::Result<thread::JoinHandle<Result<(), ModuleError>>>,
+) -> Result<(), BootError> {
+    match thread.map_err(BootError::Kernel)?.join() {
+        Ok(loaded) => Ok(loaded?),
+        Err(_) => Err(BootError::Kernel(io::Error::other("the thread that loads modules died"))),
+    }
+}
+
+/// Without an address the machine has its link-local ones, and a node that reaches it there.
+fn connect(address: Option<&StaticAddress>) -> Result<(), BootError> {
+    network::loopback_up().map_err(BootError::Network)?;
+    let Some(interface) = network::first_interface() else {
+        return match address {
+            Some(_) => Err(BootError::NoInterface),
+            None => Ok(()),
+        };
+    };
+    match address {
+        Some(address) => {
+            std::fs::write("/etc/resolv.conf", address.resolv_conf())
+                .map_err(BootError::Network)?;
+            network::configure(interface, address).map_err(BootError::Network)
+        }
+        None => network::link_up(interface).map_err(BootError::Network),
+    }
+}
+
+fn serve(invitation: Invitation, times: BootTimes) -> Result<(), BootError> {
+    let state = PathBuf::from(STATE);
+    plugins::make_private_dir(&state).map_err(BootError::Mounts)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(BootError::Kernel)?;
+    runtime.block_on(async {
+        let reaper = tokio::spawn(reaper::run());
+        let provider = plugins::load(Path::new(PLUGINS), &state.join("plugins")).await?;
+        let agent = Agent {
+            invitation,
+            listen: None,
+            provider,
+            state,
+            owned: true,
+            times: Arc::new(times),
+        };
+        let served = agent.listen().await?.serve().await;
+        reaper.abort();
+        Ok(served?)
+    })
+}
+
+/// Why a machine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// There is no console.
+    #[error("the console cannot be used")]
+    Console(#[source] io::Error),
+    /// The kernel does not say what it is.
+    #[error("the kernel cannot be used")]
+    Kernel(#[source] io::Error),
+    /// A file system is missing.
+    #[error("the machine's file systems cannot be mounted")]
+    Mounts(#[source] io::Error),
+    /// The command line cannot be read.
+    #[error("the kernel's command line cannot be read")]
+    CommandLine(#[source] io::Error),
+    /// A module is missing.
+    #[error("the kernel lacks a module")]
+    Module(#[from] ModuleError),
+    /// There is no user-data.
+    #[error("the machine has no user-data")]
+    UserData(#[from] user_data::UserDataError),
+    /// The user-data is no invitation.
+    #[error("the machine was not invited")]
+    Invitation(#[from] InvitationError),
+    /// The address on the command line is none.
+    #[error("the machine's address cannot be used")]
+    Address(#[from] AddressError),
+    /// There is nothing to give an address to.
+    #[error("the machine has an address but no network interface")]
+    NoInterface,
+    /// The network refused its settings.
+    #[error("the network cannot be set up")]
+    Network(#[source] io::Error),
+    /// There is no container provider.
+    #[error("no containers can be run")]
+    Plugins(#[from] PluginError),
+    /// The agent ended.
+    #[error("the agent does not run")]
+    Run(#[from] RunError),
+}
+
+const PLUGINS: &str = "/usr/lib/infranetes/plugins";
+const STATE: &str = "/run/infranetes";

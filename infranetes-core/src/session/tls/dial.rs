@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -11,9 +13,9 @@ use futures::stream::FuturesUnordered;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_rustls::client::TlsStream;
 use tonic::transport::Channel;
 
@@ -28,12 +30,55 @@ pub(super) enum Endpoint {
 }
 
 /// A connection whose handshake is done.
-pub(super) type Tls = TlsStream<Pin<Box<dyn Socket>>>;
+pub(super) type Tls = TlsStream<Socket>;
 
-/// What TLS runs on.
-pub(super) trait Socket: AsyncRead + AsyncWrite + Send {}
+/// What TLS runs on. Knows whether the peer said anything.
+pub(super) struct Socket {
+    stream: Pin<Box<dyn Stream>>,
+    heard: Arc<AtomicBool>,
+}
 
-impl<S: AsyncRead + AsyncWrite + Send> Socket for S {}
+trait Stream: AsyncRead + AsyncWrite + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Send> Stream for S {}
+
+impl Socket {
+    fn new(stream: impl Stream + 'static) -> Self {
+        Self { stream: Box::pin(stream), heard: Arc::default() }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = self.stream.as_mut().poll_read(cx, buffer);
+        if !buffer.filled().is_empty() {
+            self.heard.store(true, Ordering::Relaxed);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.stream.as_mut().poll_write(cx, buffer)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.as_mut().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.as_mut().poll_shutdown(cx)
+    }
+}
 
 impl Endpoint {
     pub(super) fn parse(text: &str) -> Result<Self, SessionError> {
@@ -61,21 +106,12 @@ impl Endpoint {
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
     ) -> Result<Tls, SessionError> {
-        let socket = timeout(CONNECT_TIMEOUT, self.connect())
-            .await
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            .map_err(|cause| self.not_yet(cause))?;
-        let handshake = tokio_rustls::TlsConnector::from(config).connect(name, socket);
-        match timeout(HANDSHAKE_TIMEOUT, handshake).await {
-            Ok(Ok(tls)) => Ok(tls),
-            Ok(Err(error)) => Err(self.handshake_failed(error)),
-            Err(_) => Err(self.not_yet(io::ErrorKind::TimedOut.into())),
-        }
+        self.dial_unless_silent(config, name, HANDSHAKE_TIMEOUT).await
     }
 
-    /// As [`Endpoint::dial`], for a machine that may still boot: tries again for a while. What answers at once is asked again
-    /// soon; an attempt that hangs is left hanging while others start, because a forwarder that took a connection before the
-    /// guest had a network may need seconds to notice that it has one.
+    /// As [`Endpoint::dial`], for a machine that may still boot: tries again for a while. What is refused is asked again
+    /// soon; an attempt that hangs is left hanging for a moment while others start, because a forwarder that took a
+    /// connection before the guest had a network may need seconds to notice that it has one.
     pub(super) async fn dial_booting(
         &self,
         config: &Arc<ClientConfig>,
@@ -86,7 +122,7 @@ impl Endpoint {
         let mut last = self.not_yet(io::ErrorKind::TimedOut.into());
         loop {
             if attempts.len() < ATTEMPTS_MAX {
-                attempts.push(self.dial(Arc::clone(config), name.clone()));
+                attempts.push(self.dial_unless_silent(Arc::clone(config), name.clone(), SILENCE));
             }
             tokio::select! {
                 Some(result) = attempts.next() => match result {
@@ -101,6 +137,32 @@ impl Endpoint {
             }
             sleep(RETRY_AFTER).await;
         }
+    }
+
+    /// Gives up on a peer that says nothing at all for `silence`; one that speaks has the whole time for its handshake.
+    async fn dial_unless_silent(
+        &self,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+        silence: Duration,
+    ) -> Result<Tls, SessionError> {
+        let timed_out = || self.not_yet(io::ErrorKind::TimedOut.into());
+        let begun = Instant::now();
+        let socket = timeout(silence.min(CONNECT_TIMEOUT), self.connect())
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            .map_err(|cause| self.not_yet(cause))?;
+        let heard = Arc::clone(&socket.heard);
+        let mut handshake = tokio_rustls::TlsConnector::from(config).connect(name, socket);
+        let shaken = match timeout_at(begun + silence, &mut handshake).await {
+            Ok(shaken) => shaken,
+            Err(_) if heard.load(Ordering::Relaxed) => {
+                let end = begun + HANDSHAKE_TIMEOUT;
+                timeout_at(end, handshake).await.map_err(|_| timed_out())?
+            }
+            Err(_) => return Err(timed_out()),
+        };
+        shaken.map_err(|error| self.handshake_failed(error))
     }
 
     /// Nobody answers.
@@ -121,14 +183,14 @@ impl Endpoint {
         }
     }
 
-    async fn connect(&self) -> io::Result<Pin<Box<dyn Socket>>> {
+    async fn connect(&self) -> io::Result<Socket> {
         match self {
             Self::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
                 stream.set_nodelay(true)?;
-                Ok(Box::pin(stream))
+                Ok(Socket::new(stream))
             }
-            Self::Unix(path) => Ok(Box::pin(UnixStream::connect(path).await?)),
+            Self::Unix(path) => Ok(Socket::new(UnixStream::connect(path).await?)),
         }
     }
 }
@@ -169,8 +231,10 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long one call waits for a booting machine.
 const PATIENCE: Duration = Duration::from_secs(5);
 const RETRY_AFTER: Duration = Duration::from_millis(20);
-const HEDGE_AFTER: Duration = Duration::from_millis(250);
-const ATTEMPTS_MAX: usize = 8;
+const HEDGE_AFTER: Duration = Duration::from_millis(50);
+/// How long an attempt at a booting machine may hang without a word.
+const SILENCE: Duration = Duration::from_secs(1);
+const ATTEMPTS_MAX: usize = 24;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 

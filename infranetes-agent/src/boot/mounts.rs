@@ -1,0 +1,58 @@
+//! The file systems that every program expects, and a root that containers can leave.
+
+use std::io;
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
+use nix::unistd::{chdir, chroot};
+
+use super::console::already;
+
+/// Mounts everything, with the console's device file system in place already.
+pub(super) fn prepare() -> io::Result<()> {
+    let programs = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let data = programs | MsFlags::MS_NOEXEC;
+    leave_initial_root()?;
+    file_system("proc", "/proc", data, "")?;
+    file_system("sysfs", "/sys", data, "")?;
+    let devices = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    file_system("devtmpfs", "/dev", devices, "")?;
+    file_system("devpts", "/dev/pts", devices, "gid=5,mode=620,ptmxmode=666")?;
+    file_system("tmpfs", "/dev/shm", programs, "mode=1777")?;
+    file_system("mqueue", "/dev/mqueue", data, "")?;
+    // Layers are unpacked below it and run from there.
+    file_system("tmpfs", "/run", programs, "mode=755,size=90%")?;
+    file_system("tmpfs", "/tmp", programs, "mode=1777")?;
+    file_system("cgroup2", "/sys/fs/cgroup", data, "nsdelegate")?;
+    enable_controllers(Path::new("/sys/fs/cgroup"))?;
+    std::fs::create_dir_all("/etc")
+}
+
+/// The initial root file system has no mount above it, so that pivot_root refuses to leave it. The same files, mounted once
+/// more over themselves, do have one.
+fn leave_initial_root() -> io::Result<()> {
+    let none: Option<&str> = None;
+    std::fs::create_dir_all(NEW_ROOT)?;
+    mount(Some("/"), NEW_ROOT, none, MsFlags::MS_BIND, none)?;
+    chdir(NEW_ROOT)?;
+    mount(Some("."), "/", none, MsFlags::MS_MOVE, none)?;
+    chroot(".")?;
+    chdir("/")?;
+    Ok(())
+}
+
+fn file_system(kind: &str, target: &str, flags: MsFlags, options: &str) -> io::Result<()> {
+    std::fs::create_dir_all(target)?;
+    mount(Some(kind), target, Some(kind), flags, Some(options)).or_else(already).map_err(|error| {
+        io::Error::new(io::Error::from(error).kind(), format!("{kind} on {target}: {error}"))
+    })
+}
+
+/// What the root has, its children may use.
+fn enable_controllers(root: &Path) -> io::Result<()> {
+    let controllers = std::fs::read_to_string(root.join("cgroup.controllers"))?;
+    let all: Vec<_> = controllers.split_whitespace().map(|name| format!("+{name}")).collect();
+    std::fs::write(root.join("cgroup.subtree_control"), all.join(" "))
+}
+
+const NEW_ROOT: &str = "/.root";
