@@ -35,7 +35,7 @@ pub struct Config {
     pub machine: String,
     /// QEMU's `-bios`; absent: qboot, which is quicker, where QEMU brings it, else QEMU's default.
     pub firmware: Option<String>,
-    /// QEMU's `-cpu`; absent: `host` under KVM, `max` under TCG.
+    /// QEMU's `-cpu`; absent: `host` under KVM, `max` without what is slow to emulate under TCG.
     pub cpu: Option<String>,
     /// Where machines keep their files; absent: the instance's state directory. One instance per directory.
     pub run_dir: Option<PathBuf>,
@@ -163,9 +163,9 @@ fn is_cgroup_name(name: &str) -> bool {
 }
 
 /// Quiet, because a serial console is slow; no self-tests and no patching of a kernel that lives for one pod; and a kernel
-/// that panics ends its machine at once.
-const KERNEL_ARGS: &str =
-    "console=ttyS0 quiet loglevel=3 panic=-1 reboot=t cryptomgr.notests=1 noreplace-smp";
+/// that panics ends its machine at once. Memory is not cleared before its first use: all of a machine's belongs to one pod.
+const KERNEL_ARGS: &str = "console=ttyS0 quiet loglevel=3 panic=-1 reboot=t cryptomgr.notests=1 noreplace-smp \
+                           init_on_alloc=0";
 /// The last one means "unchanged" to the kernel.
 const MAX_UID: u32 = u32::MAX;
 

@@ -97,7 +97,7 @@ impl Launcher {
             true => line.pair("-accel", "kvm"),
             false => line.pair("-accel", format!("tcg,thread=multi,tb-size={TCG_CACHE_MIB}")),
         }
-        let cpu = if self.acceleration.kvm { "host" } else { "max" };
+        let cpu = if self.acceleration.kvm { "host" } else { EMULATED_CPU };
         line.pair("-cpu", config.cpu.as_deref().unwrap_or(cpu));
         line.pair("-m", format!("{}M", record.memory_mib));
         line.pair("-smp", cpus.to_string());
@@ -146,6 +146,10 @@ impl Launcher {
         (record.memory_mib + OWN_MEMORY_MIB + TCG_CACHE_MIB) << 20
     }
 }
+
+/// All that the emulator can do, but for what makes guests slow: with the first two, Linux copies memory by an instruction that is
+/// emulated byte by byte (both or neither: a kernel that sees one alone hangs); the third makes page tables a level deeper.
+const EMULATED_CPU: &str = "max,-erms,-fsrm,-la57";
 
 /// User-data is handed over in two ways: as a file of QEMU's firmware interface, for which the guest needs a module, and,
 /// where it fits, as a string of the SMBIOS tables, which every kernel shows. A string holds no zero.
