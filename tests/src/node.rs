@@ -106,7 +106,7 @@ impl Node {
     /// Configuration of the qemu provider with some keys before the usual ones.
     pub fn qemu_config(&self, first: &str) -> String {
         let guest = self.programs.guest.display();
-        format!("{first}kernel = \"{guest}/vmlinuz\"\ninitramfs = \"{guest}/initramfs\"\n")
+        format!("{first}kernel = \"{guest}/vmlinux\"\ninitramfs = \"{guest}/initramfs\"\n")
     }
 
     fn plugin_config(&self, provider: &str) -> Result<String> {

@@ -89,7 +89,7 @@ async fn a_kernel_that_hangs_is_told_with_its_phase_and_last_lines() -> Result<(
 #[tokio::test]
 async fn an_agent_that_never_enrols_is_told_with_its_phase_and_last_lines() -> Result<()> {
     case::run("qemu", async |case| {
-        let (kernel, initramfs) = (case.guest("vmlinuz"), case.guest("bare-initramfs"));
+        let (kernel, initramfs) = (case.guest("vmlinux"), case.guest("bare-initramfs"));
         case.hangs(&kernel, &initramfs, "infranetes-bare-ready").await
     })
     .await

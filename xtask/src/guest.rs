@@ -67,6 +67,12 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// Makes the image where it lies if nobody says where; that place.
+pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
+    run(workspace, &Options { out: None, refresh: false, verify: false })?;
+    Ok(default_dir(workspace))
+}
+
 /// Where the image lies if nobody says where.
 pub(crate) fn default_dir(workspace: &Workspace) -> PathBuf {
     workspace.target().join("guest")

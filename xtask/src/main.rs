@@ -5,10 +5,13 @@
 mod check;
 mod cpio;
 mod debian;
+mod demo;
 mod guest;
+mod product;
 mod program;
 mod progress;
 mod setup;
+mod test;
 mod tidy;
 mod workspace;
 
@@ -33,12 +36,20 @@ fn main() -> ExitCode {
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Command {
+    /// Measures, side by side with what we stand on: `bench boot`.
+    Bench(demo::Arguments),
     /// Checks format, lints, the map of the crates and licences: the quick part of what CI runs.
     Check,
+    /// Runs a pod in a real virtual machine, from nothing.
+    Demo(demo::Arguments),
     /// Builds the guest image: a kernel and the initramfs with the agent.
     Guest(guest::Options),
     /// Installs the Debian packages that the demo and the tests run; needs root, or sudo.
     Setup,
+    /// Runs the simulated world: crashes at every point of a sandbox's life.
+    Sim(demo::Arguments),
+    /// Runs all tests, real machines included.
+    Test(test::Options),
     /// Checks what compilers do not: crate edges, the top level, file sizes, links, unfinished code.
     Tidy,
 }
@@ -46,6 +57,10 @@ enum Command {
 impl Command {
     fn run(&self, workspace: &Workspace) -> anyhow::Result<()> {
         match self {
+            Command::Bench(arguments) => demo::bench(workspace, arguments),
+            Command::Demo(arguments) => demo::demo(workspace, arguments),
+            Command::Sim(arguments) => demo::sim(workspace, arguments),
+            Command::Test(options) => test::run(workspace, options),
             Command::Check => check::run(workspace),
             Command::Guest(options) => guest::run(workspace, options),
             Command::Setup => setup::run(workspace),

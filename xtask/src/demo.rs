@@ -1,0 +1,26 @@
+//! `cargo xtask demo` and `cargo xtask bench`: build the product, then become the program that shows or measures it.
+
+use anyhow::Result;
+
+use crate::product::{Product, become_program};
+use crate::workspace::Workspace;
+
+/// Goes to the program; `--help` tells what it takes.
+#[derive(Debug, clap::Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Arguments {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+pub(crate) fn demo(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
+    Product::build(workspace)?.become_program(workspace, "infranetes-demo", &arguments.arguments)
+}
+
+pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
+    Product::build(workspace)?.become_program(workspace, "infranetes-bench", &arguments.arguments)
+}
+
+pub(crate) fn sim(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
+    become_program(workspace, "infranetes-sim", &arguments.arguments, &[])
+}

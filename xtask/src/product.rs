@@ -1,0 +1,73 @@
+//! The product as a user has it: programs and plugins in release form, and the guest image.
+
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::guest;
+use crate::setup;
+use crate::workspace::{Workspace, cargo};
+
+/// Where the product lies after [`Product::build`].
+pub(crate) struct Product {
+    bin: PathBuf,
+    guest: PathBuf,
+}
+
+impl Product {
+    /// Installs what it needs of Debian, builds the programs, the plugins and the guest image. What is there already is kept.
+    pub(crate) fn build(workspace: &Workspace) -> Result<Product> {
+        setup::run(workspace)?;
+        println!("building the programs and plugins (release)");
+        let packages = RELEASED.iter().flat_map(|package| ["--package", package]);
+        cargo()
+            .dir(workspace.root())
+            .args(["build", "--release", "--quiet"])
+            .args(packages)
+            .run()?;
+        let guest = guest::build(workspace)?;
+        Ok(Product { bin: workspace.release(), guest })
+    }
+
+    /// What a program has to have in its environment to find the product.
+    pub(crate) fn environment(&self) -> [(&'static str, &PathBuf); 2] {
+        [("INFRANETES_BIN", &self.bin), ("INFRANETES_GUEST", &self.guest)]
+    }
+
+    /// Becomes one of the programs of `infranetes-tests`, so that signals reach it alone. Returns only on failure.
+    pub(crate) fn become_program(
+        &self,
+        workspace: &Workspace,
+        name: &str,
+        arguments: &[String],
+    ) -> Result<()> {
+        become_program(workspace, name, arguments, &self.environment())
+    }
+}
+
+/// Builds and becomes one of the programs of `infranetes-tests`. They are built for debugging: what they measure is other
+/// programs.
+pub(crate) fn become_program(
+    workspace: &Workspace,
+    name: &str,
+    arguments: &[String],
+    environment: &[(&str, &PathBuf)],
+) -> Result<()> {
+    let build = ["build", "--quiet", "--package", "infranetes-tests", "--bin", name];
+    cargo().dir(workspace.root()).args(build).run()?;
+    let path = workspace.target().join("debug").join(name);
+    let mut program = Command::new(&path);
+    Err(program.args(arguments).envs(environment.iter().copied()).exec())
+        .with_context(|| format!("{} cannot be run", path.display()))
+}
+
+const RELEASED: [&str; 6] = [
+    "infranetes-cri",
+    "infranetes-agent",
+    "infranetes-provider-fake",
+    "infranetes-provider-oci",
+    "infranetes-provider-process",
+    "infranetes-provider-qemu",
+];

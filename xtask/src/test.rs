@@ -1,0 +1,26 @@
+//! `cargo xtask test`: everything that has to pass, real machines included.
+
+use anyhow::Result;
+
+use crate::product::Product;
+use crate::workspace::{Workspace, cargo};
+
+/// Which tests to run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Goes to `cargo test`: packages, names, `-- --nocapture`. Nothing means the whole workspace.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    let product = Product::build(workspace)?;
+    let mut test = cargo().dir(workspace.root()).arg("test");
+    if options.arguments.is_empty() {
+        test = test.arg("--workspace");
+    }
+    for (name, value) in product.environment() {
+        test = test.env(name, value);
+    }
+    test.args(&options.arguments).run()
+}
