@@ -1,8 +1,13 @@
 //! Containers' output in CRI's log format, written by the node: `TIME STREAM TAG LINE`.
 
+mod files;
+mod line;
+
 use std::path::Path;
 
 use async_trait::async_trait;
+
+pub use files::DiskLogs;
 
 use crate::session::LogChunk;
 
