@@ -9,12 +9,9 @@ use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::dir::MachineDir;
@@ -70,10 +67,21 @@ pub(crate) async fn give_the_word(child: &mut Child) -> io::Result<()> {
     }
 }
 
-/// Whether the agent accepts.
-pub(crate) async fn listens(socket: &Path) -> bool {
-    // A backlog that is full would let us wait.
-    matches!(timeout(CONNECT_LIMIT, UnixStream::connect(socket)).await, Ok(Ok(_)))
+/// Whether a process of the network namespace of `pid` listens on a socket. Connecting would tell that, too, but the agent
+/// would log a peer that says nothing.
+pub(crate) fn listens(pid: i32, socket: &Path) -> bool {
+    let sockets = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
+    is_listening(&sockets, &socket.to_string_lossy())
+}
+
+/// Lines are: number, references, protocol, flags, type, state, inode, path.
+fn is_listening(sockets: &str, path: &str) -> bool {
+    let found = sockets.lines().filter_map(|line| {
+        let flags = line.split_ascii_whitespace().nth(3)?;
+        let named = line.strip_suffix(path)?.ends_with(' ');
+        named.then(|| u32::from_str_radix(flags, 16).unwrap_or_default())
+    });
+    found.into_iter().any(|flags| flags & ACCEPTS != 0)
 }
 
 /// The agent's arguments. They are no secret: anybody on the node can read them.
@@ -97,7 +105,8 @@ fn arguments(config: &Config, dir: &MachineDir, name: &str) -> Vec<OsString> {
 /// Without a word on standard input (the daemon died): the end.
 const SCRIPT: &str = "umask 022; read -r word || exit 97; exec \"$@\" </dev/null";
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+/// The kernel's `__SO_ACCEPTCON`.
+const ACCEPTS: u32 = 1 << 16;
 
 #[cfg(test)]
 mod tests {
@@ -114,6 +123,34 @@ mod tests {
             let expected = process::is_root();
             assert_eq!(matches!(error, ProcessError::NoAgent { .. }), expected, "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_socket_counts_once_it_accepts() {
+        let line = |flags: &str, path: &str| {
+            format!("0000000000000000: 00000002 00000000 {flags} 0001 01 4242 {path}\n")
+        };
+        let head = "Num       RefCount Protocol Flags    Type St Inode Path\n";
+        for (lines, expected) in [
+            (line("00010000", "/m/p-1/agent.sock"), true),
+            (line("00000000", "/m/p-1/agent.sock"), false),
+            (line("00010000", "/other/m/p-1/agent.sock"), false),
+            (line("00000000", "/m/p-1/agent.sock") + &line("00010000", "/m/p-1/agent.sock"), true),
+            (String::new(), false),
+        ] {
+            let sockets = format!("{head}{lines}");
+            assert_eq!(is_listening(&sockets, "/m/p-1/agent.sock"), expected, "{sockets}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_listener_of_this_process_is_seen() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("a b.sock");
+        let own = i32::try_from(std::process::id()).expect("a number");
+        assert!(!listens(own, &path));
+        let _listener = tokio::net::UnixListener::bind(&path).expect("bound");
+        assert!(listens(own, &path));
     }
 
     #[tokio::test]

@@ -29,6 +29,8 @@ pub(crate) enum ProcessError {
     NeverListened { waited: Duration },
     #[error("machine {id} is being destroyed")]
     Destroyed { id: String },
+    #[error("the provider is closing, and the machine goes on")]
+    Closing,
     #[error("processes of machine {id} did not end within {} s", waited.as_secs())]
     StillThere { id: String, waited: Duration },
     #[error("cgroups of machine {id} cannot be removed")]
@@ -75,6 +77,7 @@ impl ProcessError {
             Self::Io { source, .. } | Self::Spawn { source } => kind_of_io(source),
             Self::EndedEarly { .. }
             | Self::NeverListened { .. }
+            | Self::Closing
             | Self::StillThere { .. }
             | Self::Cgroup { .. }
             | Self::Process { .. } => ErrorKind::Transient,

@@ -10,6 +10,7 @@
 //! One operation at a time holds `operation`; the processes are watched by a task of its own, which alone says how a run
 //! ended. What has to survive a daemon is in the record before it happens.
 
+use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -54,6 +55,8 @@ pub(crate) struct Shared {
     pub(crate) events: broadcast::Sender<MachineEvent>,
     /// True once the provider is dropped: watchers end, machines stay.
     pub(crate) closing: watch::Sender<bool>,
+    /// The run directory is ours as long as anything works in it.
+    pub(crate) _lock: File,
 }
 
 /// A machine of this node.
@@ -101,6 +104,11 @@ impl Machine {
 
     pub(crate) fn phases(&self) -> watch::Receiver<Phase> {
         self.phase.subscribe()
+    }
+
+    /// True once the provider is dropped.
+    pub(crate) fn closing(&self) -> watch::Receiver<bool> {
+        self.shared.closing.subscribe()
     }
 
     pub(crate) fn console(&self) -> &Console {
@@ -226,6 +234,7 @@ impl Machine {
                 self.leave(Phase::Creating, Phase::Running);
                 None
             }
+            Err(ProcessError::Closing) => Some(ProcessError::Closing),
             Err(error) => {
                 let message = error.chain();
                 tracing::warn!(machine = %id, reason = message, "the machine could not be started");
@@ -281,6 +290,8 @@ impl Machine {
                 self.watch(Arc::new(processes), Some(child));
                 Ok(())
             }
+            // The next daemon takes it up.
+            Err(ProcessError::Closing) => Err(ProcessError::Closing),
             Err(error) => {
                 let early = processes.keeper.ended_within(Duration::ZERO).await;
                 let error = if early { self.ended_early(&mut child).await } else { error };
@@ -303,9 +314,19 @@ impl Machine {
     async fn wait_until_it_listens(&self, begun: &Processes) -> Result<Processes, ProcessError> {
         let limit = Duration::from_secs(self.shared.config.start_timeout_s);
         let deadline = Instant::now() + limit;
-        while !client::listens(&self.dir.socket()).await {
+        let socket = self.dir.socket();
+        let agent = loop {
+            let agent = process::child_of(begun.keeper.record.pid);
+            if let Some(agent) = agent
+                && client::listens(agent.pid, &socket)
+            {
+                break agent;
+            }
             if self.phase() == Phase::Destroying {
                 return Err(ProcessError::Destroyed { id: self.id() });
+            }
+            if *self.shared.closing.borrow() {
+                return Err(ProcessError::Closing);
             }
             if Instant::now() >= deadline {
                 return Err(ProcessError::NeverListened { waited: limit });
@@ -316,9 +337,8 @@ impl Machine {
                     last: self.console.last_lines().pop(),
                 });
             }
-        }
-        let agent = process::child_of(begun.keeper.record.pid);
-        self.change(|record| record.agent = agent)?;
+        };
+        self.change(|record| record.agent = Some(agent))?;
         self.hold()?.ok_or_else(|| ProcessError::EndedEarly {
             how: "the agent ended as soon as it listened".to_owned(),
             last: self.console.last_lines().pop(),
@@ -340,6 +360,7 @@ impl Machine {
                 self.watch(Arc::new(processes), None);
                 self.leave(Phase::Creating, Phase::Running);
             }
+            Err(ProcessError::Closing) => {}
             Err(error) => {
                 let cleaned = self.clean_up(&processes).await;
                 let error = cleaned.err().unwrap_or(error);
@@ -370,13 +391,14 @@ impl Machine {
         let mut tick = interval(TRIM_EVERY);
         loop {
             tokio::select! {
+                biased;
+                _ = closing.wait_for(|closing| *closing) => return,
                 () = processes.keeper.ended() => break,
                 _ = tick.tick() => {
                     if let Err(error) = self.console.trim() {
                         tracing::debug!(machine = %self.id(), %error, "the console cannot be cut");
                     }
                 }
-                _ = closing.wait_for(|closing| *closing) => return,
             }
         }
         let status = match child {

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures::future::join_all;
 use infranetes_sdk::pod::{CreateRequest, Leftover};
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, watch};
-use tokio::time::{Instant, sleep};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::cgroup::Cgroups;
 use crate::check::check_create;
@@ -32,8 +34,6 @@ pub(crate) struct Registry {
     known: Mutex<BTreeMap<String, Arc<Machine>>>,
     /// Held while a machine is made, so that limits and tokens are given out once.
     making: Mutex<()>,
-    /// Kept locked.
-    _lock: File,
 }
 
 impl Registry {
@@ -55,17 +55,17 @@ impl Registry {
             sizes: Sizes::of(&config),
             known: Mutex::default(),
             making: Mutex::default(),
-            _lock: lock,
             shared: Arc::new(Shared {
                 cgroups: Cgroups::new(&config.cgroup),
                 cgroup_prefix: format!("{:08x}", short_hash(&run_dir)),
                 events: broadcast::Sender::new(EVENTS),
                 closing: watch::Sender::new(false),
+                _lock: lock,
                 config,
             }),
             machines,
         });
-        registry.load()?;
+        registry.load().await?;
         Ok(registry)
     }
 
@@ -162,7 +162,8 @@ impl Registry {
     }
 
     /// Takes up what an earlier daemon left. A directory whose record cannot be read is left alone.
-    fn load(&self) -> Result<(), ProcessError> {
+    async fn load(&self) -> Result<(), ProcessError> {
+        let mut adoptions = Vec::new();
         for entry in self.entries()? {
             let path = entry.path(&self.machines);
             let Entry::Machine(id) = entry else {
@@ -172,7 +173,7 @@ impl Registry {
                 continue;
             };
             match Record::load(&path) {
-                Ok(record) if record.id == id => self.take_up(record),
+                Ok(record) if record.id == id => adoptions.extend(self.take_up(record)),
                 Ok(_) => tracing::error!(path = %path.display(), "the record is another machine's"),
                 Err(error) => {
                     tracing::error!(path = %path.display(), %error, "a machine's record cannot be read");
@@ -184,16 +185,23 @@ impl Registry {
                 tracing::warn!(name, %error, "a cgroup that was left cannot be removed");
             }
         }
+        // Normally this takes no time. What has to be cleaned up first goes on by itself.
+        if timeout(ADOPTION_LIMIT, join_all(adoptions)).await.is_err() {
+            tracing::warn!("not every machine of an earlier daemon is taken up yet");
+        }
         Ok(())
     }
 
-    fn take_up(&self, record: Record) {
+    /// The answer is the task that takes up a machine which ran, until it is watched.
+    fn take_up(&self, record: Record) -> Option<JoinHandle<()>> {
         let phase = phase_of(&record);
         let id = record.id.clone();
         let dir = MachineDir::of(&self.machines, &id);
         let machine = Arc::new(Machine::new(self.shared.clone(), dir, record, phase));
         lock(&self.known).insert(id, machine.clone());
-        tokio::spawn(machine.adopt());
+        let adoption = tokio::spawn(machine.adopt());
+        // Waiting for an agent that does not listen yet could take long.
+        (phase != Phase::Creating).then_some(adoption)
     }
 
     /// Of this run directory, and of no machine that is known or has a directory.
@@ -331,5 +339,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Short, because sockets are below it.
 const MACHINES: &str = "m";
 const EVENTS: usize = 256;
+const ADOPTION_LIMIT: Duration = Duration::from_secs(5);
 const LOCK_LIMIT: Duration = Duration::from_secs(5);
 const LOCK_POLL: Duration = Duration::from_millis(20);

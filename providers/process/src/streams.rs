@@ -18,6 +18,7 @@ pub(crate) fn console(machine: Arc<Machine>, request: &ConsoleRequest) -> BoxStr
         from: machine.console().end().saturating_sub(request.replay_bytes),
         until: if request.follow { u64::MAX } else { machine.console().end() },
         phases: machine.phases(),
+        closing: machine.closing(),
         machine,
         failed: false,
     };
@@ -44,6 +45,7 @@ pub(crate) fn events(receiver: broadcast::Receiver<MachineEvent>) -> BoxStream<M
 struct Reader {
     machine: Arc<Machine>,
     phases: watch::Receiver<Phase>,
+    closing: watch::Receiver<bool>,
     from: u64,
     /// Where the replay ends; the greatest number when following.
     until: u64,
@@ -87,6 +89,7 @@ impl Reader {
             tokio::select! {
                 () = sleep(POLL) => {}
                 _ = self.phases.changed() => {}
+                _ = self.closing.wait_for(|closing| *closing) => return None,
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The promises of `PodProvider`, kept by real agents in namespaces of this node. Needs root.
 
+#[expect(dead_code, reason = "the suite needs a part of it")]
 mod support;
 
 use std::sync::Arc;

@@ -1,7 +1,5 @@
 //! A provider over a directory of its own, with the real agent and the oci plugin. Root makes namespaces, so root runs these.
 
-#![expect(dead_code, reason = "each test program uses a part of it")]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
