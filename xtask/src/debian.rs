@@ -30,7 +30,9 @@ pub(crate) fn ensure(workspace: &Workspace, packages: &[&str]) -> Result<()> {
     }
     let source = source_that_fits(&missing, &workspace.target().join("apt"))?;
     let apt = as_root(Program::new("apt-get"))?.args(&source).args(INSTALL).args(&missing);
-    apt.run().with_context(|| format!("Debian packages are missing: {}", missing.join(", ")))
+    let installed = apt.output();
+    installed.with_context(|| format!("Debian packages are missing: {}", missing.join(", ")))?;
+    Ok(())
 }
 
 fn is_package_installed(package: &str) -> bool {
