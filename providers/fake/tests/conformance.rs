@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use infranetes_conformance::{PodSubject, PodSuite};
+use infranetes_loader::{Loader, PluginSpec};
 use infranetes_provider_fake::{
     Behaviour, FakeCloud, FakeProvider, Feature, Outcome, Script, Span, When,
 };
@@ -52,4 +53,21 @@ async fn a_cloud_that_can_do_little() {
         Feature::Quota,
     ];
     check(Script { without, ..Default::default() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_plugin_as_hosts_load_it() {
+    let test = std::env::current_exe().expect("the path of this test");
+    let config = serde_json::json!({
+        "seed": 3,
+        "script": { "delay": [0, 5], "machines": { "boot": [10, 50], "hidden": 5, "lingers": 5 } },
+    });
+    let spec = PluginSpec::new("fake", test.with_file_name("libinfranetes_provider_fake.so"))
+        .with_config_json(config.to_string());
+    let plugin = Loader::new().load(spec).await.expect("the plugin loads");
+    let provider = plugin.pods().expect("it provides machines");
+    let subject = PodSubject { has_console_output: true, ..Default::default() };
+    let report = PodSuite::new(provider, subject).run().await;
+    println!("{report}");
+    report.assert_ok();
 }

@@ -123,8 +123,7 @@ impl World {
     }
 
     pub(crate) async fn destroy(&self, id: &str) {
-        let request = DestroyRequest { id: id.to_owned() };
-        self.provider.destroy(ctx(), request).await.expect("destroyed");
+        destroy(&self.provider, id).await;
     }
 
     /// Destroys every machine, and fails if anything of this world is left.
@@ -169,6 +168,11 @@ pub(crate) fn config(words: &str) -> Config {
         cgroup: format!("infranetes-test-{}-{:x}", std::process::id(), unique()),
         ..Default::default()
     }
+}
+
+pub(crate) async fn destroy(provider: &dyn PodProvider, id: &str) {
+    let request = DestroyRequest { id: id.to_owned() };
+    provider.destroy(ctx(), request).await.expect("destroyed");
 }
 
 pub(crate) fn ctx() -> CallContext {
