@@ -107,6 +107,8 @@ impl World {
             if console.contains(text) {
                 return console;
             }
+            let machine = self.get(id).await;
+            assert_ne!(machine.state(), MachineState::Failed, "{machine:?}: {console}");
             assert!(Instant::now() < deadline, "no {text:?} on the console: {console}");
             sleep(POLL).await;
         }
