@@ -124,7 +124,7 @@ async fn a_damaged_file_is_refused_as_it_is_or_holds_everything() {
         damages.push((format!("cut to {length}"), whole[..length].to_vec()));
     }
     let mut bits = 0x5EED_u64;
-    for _ in 0..300 {
+    for _ in 0..100 {
         bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         // Half of them where something is sure to be written.
         let range = if bits & 1 == 0 { whole.len() } else { whole.len() / 16 };

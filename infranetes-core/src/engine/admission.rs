@@ -153,3 +153,110 @@ pub(crate) fn at_rest(state: ContainerState) -> ContainerStanding {
         ContainerState::Exited => ContainerStanding::Exited,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const STANDINGS: [Standing; 7] = [
+        Standing::Booting,
+        Standing::Ready,
+        Standing::Failed,
+        Standing::Lost,
+        Standing::Stopping,
+        Standing::Stopped,
+        Standing::Removing,
+    ];
+
+    /// What happens to a sandbox by itself.
+    #[derive(Clone, Copy, Debug)]
+    enum Event {
+        Wish(SandboxWish),
+        BootEnds { well: bool },
+        MachineVanishes,
+        MachineIsGone,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            Just(Event::Wish(SandboxWish::Run)),
+            Just(Event::Wish(SandboxWish::Stop)),
+            Just(Event::Wish(SandboxWish::Remove)),
+            Just(Event::Wish(SandboxWish::Host)),
+            any::<bool>().prop_map(|well| Event::BootEnds { well }),
+            Just(Event::MachineVanishes),
+            Just(Event::MachineIsGone),
+        ]
+    }
+
+    /// Where an event leads, for a wish only when it is accepted.
+    fn follow(standing: Standing, event: Event) -> Standing {
+        match (standing, event) {
+            (from, Event::Wish(wish)) => match (admit(from, wish), wish) {
+                (Accept, SandboxWish::Run) => Standing::Booting,
+                (Accept, SandboxWish::Stop) => Standing::Stopping,
+                (Accept, SandboxWish::Remove) => Standing::Removing,
+                _ => from,
+            },
+            (Standing::Booting, Event::BootEnds { well: true }) => Standing::Ready,
+            (Standing::Booting, Event::BootEnds { well: false }) => Standing::Failed,
+            (Standing::Ready, Event::MachineVanishes) => Standing::Lost,
+            (Standing::Stopping, Event::MachineIsGone) => Standing::Stopped,
+            (same, _) => same,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_sequence_of_events_leads_back_from_an_end(
+            events in proptest::collection::vec(event(), 0..60),
+        ) {
+            let mut standing = Standing::Booting;
+            let (mut was_ready, mut ending, mut removing) = (false, false, false);
+            for event in events {
+                standing = follow(standing, event);
+                was_ready |= standing == Standing::Ready;
+                prop_assert!(!(was_ready && standing == Standing::Booting), "containers would run twice");
+                ending |= matches!(standing, Standing::Stopping | Standing::Stopped | Standing::Removing);
+                prop_assert!(!(ending && matches!(standing, Standing::Booting | Standing::Ready)));
+                removing |= standing == Standing::Removing;
+                prop_assert!(!removing || standing == Standing::Removing);
+                // From everywhere the way out is open.
+                prop_assert!(!matches!(admit(standing, SandboxWish::Stop), Deny(_)));
+                prop_assert!(!matches!(admit(standing, SandboxWish::Remove), Deny(_)));
+                prop_assert!(
+                    (admit(standing, SandboxWish::Host) == Accept) == (standing == Standing::Ready)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn asking_again_never_begins_the_same_thing_twice() {
+        for standing in STANDINGS {
+            for wish in [SandboxWish::Run, SandboxWish::Stop, SandboxWish::Remove] {
+                let then = follow(standing, Event::Wish(wish));
+                if admit(standing, wish) == Accept {
+                    assert!(
+                        matches!(admit(then, wish), Join | AlreadyDone),
+                        "{standing:?} {wish:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_container_can_be_removed_from_everywhere_but_the_middle_of_its_start() {
+        use ContainerStanding::{Created, Exited, Removing, Running, Starting, Stopping};
+        for standing in [Created, Running, Stopping, Exited, Removing] {
+            let answer = admit_container(standing, ContainerWish::Remove);
+            assert!(matches!(answer, Accept | Join), "{standing:?}");
+        }
+        assert_eq!(admit_container(Starting, ContainerWish::Remove), Deny(Denial::BeingStarted));
+        // What exited never runs again.
+        assert_eq!(admit_container(Exited, ContainerWish::Start), Deny(Denial::HasExited));
+    }
+}

@@ -100,3 +100,169 @@ pub(crate) fn phase(life: &Life, seen: &Seen) -> Phase {
         _ => Phase::Allocated,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::life::{Failure, Machine, UserData};
+    use crate::error::{Cause, FailureKind};
+    use crate::ids::{MachineId, SandboxId};
+    use crate::session::Ticket;
+    use crate::status::Timeline;
+    use crate::testing;
+
+    fn machine() -> Machine {
+        Machine {
+            provider: "p".into(),
+            token: "t".into(),
+            name: "n".into(),
+            shape: Default::default(),
+            why: String::new(),
+            user_data: UserData::default(),
+            ticket: Ticket { agent_name: "a".into(), token: vec![1] },
+            id: None,
+            endpoint: String::new(),
+            identity: None,
+            boot_id: String::new(),
+            kernel_release: String::new(),
+            doomed: false,
+        }
+    }
+
+    fn life(goal: Goal) -> Life {
+        Life {
+            id: SandboxId::from_random([7; 32]),
+            spec: Arc::new(testing::sandbox_spec("p")),
+            created_at: SystemTime::UNIX_EPOCH,
+            goal,
+            tries: 0,
+            passed_over: 0,
+            machine: None,
+            failure: None,
+            was_ready: false,
+            ips: Vec::new(),
+            timeline: Timeline::default(),
+        }
+    }
+
+    /// Does a step the way the task does when it goes well.
+    fn go_well(life: &mut Life, seen: &mut Seen, step: Step) {
+        match step {
+            Step::Prepare => {
+                life.machine = Some(machine());
+                *seen = Seen::default();
+            }
+            Step::Submit => {
+                if let Some(machine) = &mut life.machine {
+                    machine.id = Some(MachineId("m".into()));
+                }
+            }
+            Step::AwaitRunning => seen.running = true,
+            Step::Open | Step::Reopen => seen.session = true,
+            Step::Bind => {
+                seen.bound = true;
+                life.was_ready = true;
+            }
+            Step::Check => seen.doubted = false,
+            Step::Quiesce => seen.quiesced = true,
+            Step::Destroy | Step::Settle => {
+                life.machine = None;
+                *seen = Seen::default();
+            }
+            Step::Forget | Step::Rest => {}
+        }
+    }
+
+    fn any_life() -> impl Strategy<Value = (Life, Seen)> {
+        let goals = prop_oneof![Just(Goal::Run), Just(Goal::Stop), Just(Goal::Remove)];
+        let flags = proptest::collection::vec(any::<bool>(), 11);
+        (goals, flags).prop_map(|(goal, flag)| {
+            let mut life = life(goal);
+            // Whoever is bound has been ready, and is bound over a session.
+            life.was_ready = flag[0] || flag[8];
+            if flag[1] {
+                let mut made = machine();
+                made.id = flag[2].then(|| MachineId("m".into()));
+                made.doomed = flag[3];
+                life.machine = Some(made);
+            }
+            if flag[4] {
+                let cause = Cause::new(FailureKind::Internal, "x");
+                let failure = Failure { phase: Phase::Booted, cause, console: String::new() };
+                life.failure = Some(failure);
+                life.machine.iter_mut().for_each(|machine| machine.doomed = true);
+            }
+            let seen = Seen {
+                submitted: flag[5],
+                running: flag[6],
+                session: flag[7] || flag[8],
+                bound: flag[8],
+                quiesced: flag[9],
+                doubted: flag[10],
+            };
+            (life, seen)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn from_everywhere_the_steps_come_to_their_goal((life, seen) in any_life()) {
+            let (mut life, mut seen) = (life, seen);
+            for _ in 0..12 {
+                let step = next(&life, &seen);
+                if matches!(step, Step::Rest | Step::Forget) {
+                    break;
+                }
+                go_well(&mut life, &mut seen, step);
+            }
+            let resting = next(&life, &seen);
+            match life.goal {
+                Goal::Run if life.failure.is_some() => prop_assert!(life.machine.is_none()),
+                Goal::Run => {
+                    prop_assert_eq!(phase(&life, &seen), Phase::Ready);
+                    prop_assert!(seen.bound);
+                }
+                Goal::Stop => prop_assert!(life.machine.is_none() && resting == Step::Rest),
+                Goal::Remove => prop_assert!(life.machine.is_none() && resting == Step::Forget),
+            }
+        }
+
+        #[test]
+        fn nothing_is_made_for_what_is_not_wanted((life, seen) in any_life()) {
+            let step = next(&life, &seen);
+            if life.goal != Goal::Run || life.failure.is_some() {
+                prop_assert!(!matches!(step, Step::Prepare | Step::Submit));
+            }
+            if life.machine.is_some() {
+                prop_assert!(step != Step::Prepare && step != Step::Forget, "a second machine, or a lost one");
+            }
+        }
+    }
+
+    #[test]
+    fn a_boot_goes_step_by_step() {
+        let (mut life, mut seen) = (life(Goal::Run), Seen::default());
+        let mut steps = Vec::new();
+        while next(&life, &seen) != Step::Rest {
+            let step = next(&life, &seen);
+            steps.push((phase(&life, &seen), step));
+            go_well(&mut life, &mut seen, step);
+        }
+        let wanted = [
+            (Phase::Intended, Step::Prepare),
+            (Phase::Intended, Step::Submit),
+            (Phase::Allocated, Step::AwaitRunning),
+            (Phase::Booted, Step::Open),
+            (Phase::Bound, Step::Bind),
+        ];
+        assert_eq!(steps, wanted);
+        // After a restart a ready one stays ready while its session is opened again.
+        seen = Seen::default();
+        assert_eq!((phase(&life, &seen), next(&life, &seen)), (Phase::Ready, Step::Reopen));
+    }
+}

@@ -15,7 +15,7 @@ use infranetes_core::session::{
     MachineUsage, ObservedContainer, ObservedState, SessionError, Ticket, WatchEvent,
 };
 use infranetes_provider_fake::{FakeCloud, MachineView, Phase};
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use crate::sim::random::Random;
@@ -29,7 +29,8 @@ pub struct Fleet {
     seams: Seams,
     promises: Arc<Promises>,
     agents: Mutex<BTreeMap<String, Agent>>,
-    changed: watch::Sender<u64>,
+    /// Wakes its waiters in their order, as a `watch` does not: one seed has to be one history.
+    changed: Arc<Notify>,
     random: Mutex<Random>,
     /// How often of a hundred a call to an agent breaks the session.
     pub break_percent: u64,
@@ -69,7 +70,7 @@ impl Fleet {
             seams,
             promises,
             agents: Mutex::default(),
-            changed: watch::Sender::new(0),
+            changed: Arc::default(),
             random: Mutex::new(Random::new(seed)),
             break_percent,
         })
@@ -104,14 +105,14 @@ impl Fleet {
         let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
         agents.values_mut().for_each(change);
         drop(agents);
-        self.changed.send_modify(|version| *version += 1);
+        self.changed.notify_waiters();
     }
 
     fn with<T>(&self, machine: &str, look: impl FnOnce(&mut Agent) -> T) -> T {
         let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = look(agents.entry(machine.to_owned()).or_default());
         drop(agents);
-        self.changed.send_modify(|version| *version += 1);
+        self.changed.notify_waiters();
         answer
     }
 
@@ -390,20 +391,14 @@ impl AgentSession for SimSession {
                 Ok(())
             })
             .await?;
-        Ok(Box::new(SimOutput {
-            line: self.0.clone(),
-            id: id.clone(),
-            sent: after,
-            changed: self.0.fleet.changed.subscribe(),
-        }))
+        Ok(Box::new(SimOutput { line: self.0.clone(), id: id.clone(), sent: after }))
     }
 
     async fn watch(
         &self,
     ) -> Result<BoxStream<'static, Result<WatchEvent, SessionError>>, SessionError> {
         self.0.call("watch", |_| Ok(())).await?;
-        let changed = self.0.fleet.changed.subscribe();
-        let watcher = Watcher { line: self.0.clone(), changed, told: None, ended: false };
+        let watcher = Watcher { line: self.0.clone(), told: None, ended: false };
         Ok(Box::pin(futures::stream::unfold(watcher, |mut watcher| async move {
             watcher.next().await.map(|event| (event, watcher))
         })))
@@ -434,7 +429,6 @@ impl Agent {
 
 struct Watcher {
     line: Line,
-    changed: watch::Receiver<u64>,
     told: Option<BTreeMap<ContainerId, (ObservedState, i32)>>,
     ended: bool,
 }
@@ -445,7 +439,9 @@ impl Watcher {
             return None;
         }
         loop {
-            self.changed.borrow_and_update();
+            let changed = self.line.fleet.changed.clone();
+            let mut changed = std::pin::pin!(changed.notified());
+            changed.as_mut().enable();
             if let Err(error) = self.line.alive() {
                 self.ended = true;
                 return Some(Err(error));
@@ -468,7 +464,7 @@ impl Watcher {
                 return Some(Ok(WatchEvent::Removed(gone)));
             }
             // A machine that vanishes does not say goodbye.
-            let _ = tokio::time::timeout(Duration::from_secs(10), self.changed.changed()).await;
+            let _ = tokio::time::timeout(Duration::from_secs(10), changed).await;
         }
     }
 }
@@ -491,14 +487,15 @@ struct SimOutput {
     line: Line,
     id: ContainerId,
     sent: u64,
-    changed: watch::Receiver<u64>,
 }
 
 #[async_trait]
 impl LogSource for SimOutput {
     async fn next(&mut self) -> Result<Option<LogChunk>, SessionError> {
         loop {
-            self.changed.borrow_and_update();
+            let changed = self.line.fleet.changed.clone();
+            let mut changed = std::pin::pin!(changed.notified());
+            changed.as_mut().enable();
             self.line.alive()?;
             let seen = {
                 let agents = self.line.fleet.agents.lock().unwrap_or_else(PoisonError::into_inner);
@@ -518,7 +515,7 @@ impl LogSource for SimOutput {
             if container.state == ObservedState::Exited {
                 return Ok(None);
             }
-            let _ = tokio::time::timeout(Duration::from_secs(10), self.changed.changed()).await;
+            let _ = tokio::time::timeout(Duration::from_secs(10), changed).await;
         }
     }
 

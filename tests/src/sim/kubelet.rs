@@ -58,6 +58,7 @@ impl Kubelet {
                 let patience = Duration::from_millis(self.random.below(4000));
                 let engine = self.engine().await;
                 let _ = timeout(patience, engine.run_sandbox(spec.clone())).await;
+                self.world.seams.note(&format!("kubelet {}: gave up on run", self.number));
             }
             let answer = self
                 .call("run", RUN_LIMIT, |engine| {
@@ -120,8 +121,16 @@ impl Kubelet {
         for _ in 0..1 + self.random.below(4) {
             sleep(Duration::from_millis(self.random.below(20_000))).await;
             self.world.fleet.write_something();
-            let engine = self.engine().await;
-            let _ = engine.exec_sync(&running.container, vec!["true".to_owned()], None).await;
+            let container = running.container.clone();
+            let _ = self
+                .call("exec", CALL_LIMIT, |engine| {
+                    let container = container.clone();
+                    async move {
+                        let args = vec!["true".to_owned()];
+                        engine.exec_sync(&container, args, Some(Duration::from_secs(5))).await
+                    }
+                })
+                .await;
         }
         self.is_undisturbed(&running).await;
         self.stop_container(&running).await;
@@ -305,14 +314,12 @@ impl Kubelet {
 
     /// The engine of now; waits while the node is down.
     async fn engine(&self) -> Engine {
-        let mut engine = self.world.engine.subscribe();
         loop {
-            if !self.world.seams.has_crashed()
-                && let Some(engine) = engine.borrow_and_update().clone()
-            {
-                return engine;
+            let engine = self.world.engine.borrow().clone();
+            match engine.filter(|_| !self.world.seams.has_crashed()) {
+                Some(engine) => return engine,
+                None => sleep(Duration::from_millis(100)).await,
             }
-            let _ = timeout(Duration::from_secs(1), engine.changed()).await;
         }
     }
 

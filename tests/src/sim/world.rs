@@ -106,6 +106,8 @@ impl World {
             world.settle().await;
         };
         tokio::select! {
+            // In order, not by chance: one seed is one history.
+            biased;
             () = lives => {}
             answer = timeout(WORLD_MAX, end) => if answer.is_err() {
                 world.promises.broken("the world did not come to its end");
