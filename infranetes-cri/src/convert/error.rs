@@ -5,6 +5,8 @@ use std::error::Error;
 use infranetes_core::error::{EngineError, FailureKind};
 use tonic::{Code, Status};
 
+use crate::chain;
+
 /// A request that is refused before the engine hears of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -76,21 +78,6 @@ fn code(kind: FailureKind) -> Code {
     }
 }
 
-/// Sentences from the outermost to the cause, as people are used to read them.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = String::new();
-    let mut next = Some(error);
-    for _ in 0..MAX_CAUSES {
-        let Some(error) = next else { break };
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(&error.to_string());
-        next = error.source();
-    }
-    text
-}
-
 /// The sentence travels in a header, and headers have limits. What matters most comes first; the end, where a console's
 /// last lines are, comes second.
 fn fit(text: String) -> String {
@@ -120,8 +107,6 @@ pub fn fit_output(stdout: &mut Vec<u8>, stderr: &mut Vec<u8>, limit: usize) {
     }
 }
 
-/// A chain of causes is cut here, so that a cycle cannot make it endless.
-const MAX_CAUSES: usize = 16;
 /// Bytes; clients of HTTP/2 take headers of 16 KiB, and escaping makes a text up to three times as long.
 const MAX_MESSAGE: usize = 4096;
 /// Bytes of a message that are not output.
@@ -136,7 +121,7 @@ mod tests {
         let error = EngineError::Provider {
             provider: "cloud".into(),
             action: "create the machine".into(),
-            cause: infranetes_sdk::ProviderError::quota("no more than 5 machines"),
+            cause: Box::new(infranetes_sdk::ProviderError::quota("no more than 5 machines")),
         };
         let status = from_engine(error);
         assert_eq!(status.code(), Code::ResourceExhausted);

@@ -7,6 +7,7 @@ mod containers;
 mod dispatch;
 mod images;
 mod node;
+mod route;
 mod sandboxes;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use infranetes_core::image::ImageStore;
 use infranetes_core::status::{ContainerStatus, SandboxStatus};
 use tonic::Status;
 
+pub use self::route::Services;
 use crate::convert::{self, IdText};
 
 /// The CRI server. Cheap to clone; all clones are one server.

@@ -5,7 +5,7 @@ use tonic::Status;
 
 use super::Cri;
 use crate::api::v1;
-use crate::convert::{self, SandboxFilter};
+use crate::convert::{self, Refusal, SandboxFilter};
 
 impl Cri {
     pub(super) async fn run_sandbox(
@@ -13,6 +13,7 @@ impl Cri {
         request: v1::RunPodSandboxRequest,
     ) -> Result<v1::RunPodSandboxResponse, Status> {
         let spec = convert::sandbox_spec(request).map_err(convert::from_refusal)?;
+        self.check_handler(&spec.handler).map_err(convert::from_refusal)?;
         let id = self.engine().run_sandbox(spec).await.map_err(convert::from_engine)?;
         Ok(v1::RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
     }
@@ -59,6 +60,25 @@ impl Cri {
         let all = self.engine().sandboxes();
         let listed = all.iter().filter(|sandbox| sandbox.is_listed() && filter.admits(sandbox));
         v1::ListPodSandboxResponse { items: listed.map(convert::sandbox_item).collect() }
+    }
+}
+
+impl Cri {
+    /// A handler that the configuration does not have is a mistake of the RuntimeClass, not of a provider.
+    fn check_handler(&self, name: &str) -> Result<(), Refusal> {
+        let handlers = self.engine().handlers();
+        if handlers.iter().any(|handler| handler.name == name) {
+            return Ok(());
+        }
+        let known: Vec<&str> = handlers.iter().map(|handler| handler.name.as_str()).collect();
+        let known =
+            known.into_iter().filter(|name| !name.is_empty()).collect::<Vec<_>>().join(", ");
+        let problem = if name.is_empty() {
+            format!("is empty, and the configuration has no default_handler; handlers: {known}")
+        } else {
+            format!("the configuration has no handler {name:?}; handlers: {known}")
+        };
+        Err(Refusal::invalid("runtime_handler", problem))
     }
 }
 

@@ -1,0 +1,89 @@
+//! Provider instances: those that handlers name are loaded, each by itself. One that fails leaves a reason in its place.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use futures::future::join_all;
+use infranetes_loader::{Loader, PluginSpec};
+use infranetes_sdk::{LogLevel, PodProvider};
+
+use super::lock::StateDir;
+use crate::chain;
+use crate::config::{Config, ConfigError, ProviderInstance, read_instances};
+
+/// Provider instances by name: ready, or why not.
+pub(super) type Providers = BTreeMap<String, Result<Arc<dyn PodProvider>, String>>;
+
+/// Loads what the handlers name and `linked` does not have.
+pub(super) async fn load(
+    config: &Config,
+    state: &StateDir,
+    linked: BTreeMap<String, Arc<dyn PodProvider>>,
+) -> Result<Providers, ConfigError> {
+    let wanted: BTreeSet<&str> =
+        config.handlers.values().map(|handler| handler.provider.as_str()).collect();
+    let mut instances = read_instances(&config.providers_dir)?;
+    let mut providers: Providers =
+        linked.into_iter().map(|(name, provider)| (name, Ok(provider))).collect();
+    let missing: Vec<&str> =
+        wanted.into_iter().filter(|name| !providers.contains_key(*name)).collect();
+    let loads = missing.into_iter().map(|name| {
+        let instance = instances.remove(name);
+        async move { (name.to_owned(), load_one(config, state, name, instance).await) }
+    });
+    providers.extend(join_all(loads).await);
+    for (name, provider) in &providers {
+        if let Err(problem) = provider {
+            tracing::error!(
+                provider = name,
+                problem,
+                "the provider cannot be used; its handlers refuse pods"
+            );
+        }
+    }
+    Ok(providers)
+}
+
+async fn load_one(
+    config: &Config,
+    state: &StateDir,
+    name: &str,
+    instance: Option<Result<ProviderInstance, ConfigError>>,
+) -> Result<Arc<dyn PodProvider>, String> {
+    let instance = match instance {
+        None => {
+            let file = config.providers_dir.join(format!("{name}.toml"));
+            return Err(format!(
+                "there is no provider instance {name:?}: {} is missing",
+                file.display()
+            ));
+        }
+        Some(instance) => instance.map_err(|error| chain(&error))?,
+    };
+    let directory = state.directory(&format!("providers/{name}")).map_err(|error| chain(&error))?;
+    let mut spec = PluginSpec::new(name, instance.plugin)
+        .with_config_json(instance.config.to_string())
+        .with_state_dir(directory)
+        .with_worker_threads(instance.worker_threads)
+        .with_log_level(log_level());
+    spec.sha256 = instance.sha256;
+    let plugin = Loader::new().load(spec).await.map_err(|error| chain(&error))?;
+    plugin.pods().ok_or_else(|| {
+        format!(
+            "the plugin {} makes no machines: it exports no pod provider",
+            plugin.path().display()
+        )
+    })
+}
+
+/// What is shown of a plugin's log is decided here; what is louder need not come.
+fn log_level() -> LogLevel {
+    use tracing::level_filters::LevelFilter;
+    match LevelFilter::current() {
+        LevelFilter::OFF | LevelFilter::ERROR => LogLevel::Error,
+        LevelFilter::WARN => LogLevel::Warn,
+        LevelFilter::INFO => LogLevel::Info,
+        LevelFilter::DEBUG => LogLevel::Debug,
+        _ => LogLevel::Trace,
+    }
+}

@@ -1,0 +1,84 @@
+//! The outside world, as the engine is given it: disk, network, randomness and time.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use infranetes_core::engine::{EngineParts, Entropy, WallClock};
+use infranetes_core::image::ImageStore;
+use infranetes_core::logs::DiskLogs;
+use infranetes_core::record::{RecordError, RedbStore};
+use infranetes_core::session::tls::{CaError, NodeCa, TlsConnector};
+
+use super::lock::StateDir;
+use super::providers::Providers;
+use crate::config::Config;
+
+/// The outside world cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum WorldError {
+    /// The record cannot be opened.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The node's certificate authority cannot be had.
+    #[error("the node's keys cannot be used")]
+    Keys(#[source] CaError),
+}
+
+/// Opens what the engine works with.
+pub(super) async fn parts(
+    config: &Config,
+    state: &StateDir,
+    providers: Providers,
+    images: ImageStore,
+) -> Result<EngineParts, WorldError> {
+    let records = RedbStore::open(&state.path("records.redb")).await?;
+    let ca = NodeCa::load_or_create(&records).await.map_err(WorldError::Keys)?;
+    let connector = TlsConnector::with_certificate_life(ca, config.agent_certificate_lifetime);
+    Ok(EngineParts {
+        providers,
+        connector: Arc::new(connector),
+        images: Arc::new(images),
+        records: Arc::new(records),
+        logs: Arc::new(DiskLogs),
+        entropy: Arc::new(OsEntropy),
+        clock: Arc::new(SystemClock),
+    })
+}
+
+/// The kernel's randomness.
+struct OsEntropy;
+
+impl Entropy for OsEntropy {
+    fn fill(&self, buffer: &mut [u8]) {
+        let mut rest = buffer;
+        while !rest.is_empty() {
+            // Only interruptions can fail here: the kernel has been asked for randomness since it booted.
+            if let Ok(filled) =
+                rustix::rand::getrandom(&mut *rest, rustix::rand::GetRandomFlags::empty())
+            {
+                rest = &mut rest[filled..];
+            }
+        }
+    }
+}
+
+/// The system's clock.
+struct SystemClock;
+
+impl WallClock for SystemClock {
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn randomness_fills_all_of_a_buffer() {
+        let mut buffer = [0; 1024];
+        OsEntropy.fill(&mut buffer);
+        assert!(buffer.chunks(32).all(|part| part.iter().any(|byte| *byte != 0)));
+    }
+}
