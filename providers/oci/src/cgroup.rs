@@ -148,6 +148,7 @@ impl Cgroup {
             // Missing before Linux 5.14; then one by one.
             let _ = fs::write(root.join(&self.outer).join("cgroup.kill"), "1");
         }
+        let mut pause = Duration::from_millis(1);
         for _ in 0..KILL_ROUNDS {
             let pids = self.pids();
             if pids.is_empty() {
@@ -156,7 +157,8 @@ impl Cgroup {
             for pid in pids {
                 let _ = kill_process(pid, Signal::KILL);
             }
-            tokio::time::sleep(KILL_PAUSE).await;
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(KILL_PAUSE);
         }
         Err(io::Error::other("processes stay alive after SIGKILL"))
     }

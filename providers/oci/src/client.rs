@@ -229,6 +229,11 @@ pub(crate) fn cannot_run(said: String) -> ProviderError {
     ProviderError::invalid("the container's program cannot be run").with_source(RuntimeSaid(said))
 }
 
+/// The error of a runtime that could not do its part.
+pub(crate) fn runtime_failed(said: String) -> ProviderError {
+    ProviderError::internal("the runtime cannot run the program").with_source(RuntimeSaid(said))
+}
+
 /// 128 + signal for a killed one.
 pub(crate) fn exit_code(status: ExitStatus) -> i32 {
     use std::os::unix::process::ExitStatusExt;

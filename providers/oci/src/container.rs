@@ -24,7 +24,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::cgroup::{Cgroup, OomWatch};
 use crate::client::{
-    RunFiles, Runtime, Streams, cannot_run, exit_code, failed_exec_code, said_at_the_last_moment,
+    RunFiles, Runtime, Streams, cannot_run, exit_code, failed_exec_code, runtime_failed,
+    said_at_the_last_moment,
 };
 use crate::console::{Console, ConsoleSocket};
 use crate::convert::spec::Process;
@@ -360,7 +361,8 @@ impl Supervisor {
             Some(said) => {
                 let code = failed_exec_code(&said);
                 self.container.exited(&self.start, code, "StartError", said.clone());
-                tell(&mut told, Err(cannot_run(said)));
+                let error = if code == 128 { runtime_failed(said) } else { cannot_run(said) };
+                tell(&mut told, Err(error));
             }
             None => {
                 // It may have been quicker than we looked.

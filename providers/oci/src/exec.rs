@@ -17,7 +17,7 @@ use tokio::process::{Child, ChildStdin};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use crate::client::{RunFiles, Runtime, Streams, exit_code, failed_exec_code};
+use crate::client::{RunFiles, Runtime, Streams, exit_code, failed_exec_code, runtime_failed};
 use crate::console::{Console, ConsoleSocket};
 use crate::container::Container;
 use crate::error::io_error;
@@ -182,10 +182,14 @@ impl Exec {
     fn code(&self, status: std::io::Result<std::process::ExitStatus>) -> Result<i32> {
         let status = status.map_err(io_error("the exit status of the program is lost"))?;
         // Only the runtime's own failures are in its log; a program may well answer the same number.
-        Ok(match self.files.run.error().filter(|_| self.files.run.read_pid().is_none()) {
-            Some(said) => failed_exec_code(&said),
-            None => exit_code(status),
-        })
+        let Some(said) = self.files.run.error().filter(|_| self.files.run.read_pid().is_none())
+        else {
+            return Ok(exit_code(status));
+        };
+        match failed_exec_code(&said) {
+            code @ (126 | 127) => Ok(code),
+            _ => Err(runtime_failed(said)),
+        }
     }
 
     /// Kills the program and all that it started.
