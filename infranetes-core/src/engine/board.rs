@@ -1,6 +1,6 @@
 //! What the whole node knows at any moment: read by lists, written by the tasks that own the sandboxes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -32,6 +32,8 @@ struct Posted {
     key: Key,
     /// `None` until the wish is durable.
     status: Option<SandboxStatus>,
+    /// Name of the machine that it owns, from the intent on; the orphan sweep keeps off it.
+    machine: Option<String>,
 }
 
 /// The way to the task that owns a sandbox.
@@ -51,6 +53,8 @@ pub(crate) enum Request {
     Remove(Reply<()>),
     CreateContainer(Box<ContainerSpec>, Reply<ContainerId>),
     Container(ContainerId, ContainerRequest, Reply<()>),
+    /// Its machine may be gone: look.
+    Doubt,
 }
 
 /// What is asked of a container.
@@ -77,14 +81,14 @@ impl Board {
         }
         let (id, door) = make();
         inner.by_key.insert(key.clone(), id.clone());
-        let posted = Posted { door: door.clone(), key: key.clone(), status: None };
+        let posted = Posted { door: door.clone(), key: key.clone(), status: None, machine: None };
         inner.sandboxes.insert(id.clone(), posted);
         (id, door)
     }
 
     /// A task that nobody meets under its key any more: its sandbox is being removed.
     pub(crate) fn enter_unnamed(&self, id: SandboxId, door: Door) {
-        let posted = Posted { door, key: Key::default(), status: None };
+        let posted = Posted { door, key: Key::default(), status: None, machine: None };
         self.write().sandboxes.insert(id, posted);
     }
 
@@ -102,9 +106,10 @@ impl Board {
         }
     }
 
-    pub(crate) fn post(&self, status: SandboxStatus) {
+    pub(crate) fn post(&self, status: SandboxStatus, machine: Option<String>) {
         if let Some(posted) = self.write().sandboxes.get_mut(&status.id) {
             posted.status = Some(status);
+            posted.machine = machine;
         }
     }
 
@@ -130,6 +135,27 @@ impl Board {
 
     pub(crate) fn sandboxes(&self) -> Vec<SandboxStatus> {
         self.read().sandboxes.values().filter_map(|posted| posted.status.clone()).collect()
+    }
+
+    /// Names of all machines that some sandbox owns.
+    pub(crate) fn machine_names(&self) -> BTreeSet<String> {
+        self.read().sandboxes.values().filter_map(|posted| posted.machine.clone()).collect()
+    }
+
+    /// Sends a request to the ready sandboxes whose machine's id is doubtful. A task that is busy is asked next time.
+    pub(crate) fn doubt(
+        &self,
+        provider: &str,
+        doubtful: impl Fn(&str) -> bool,
+        request: impl Fn() -> Request,
+    ) {
+        for posted in self.read().sandboxes.values() {
+            let ready = posted.status.as_ref().filter(|status| status.is_ready());
+            let machine = ready.and_then(|status| status.machine.as_ref());
+            if machine.is_some_and(|one| one.provider == provider && doubtful(&one.id.0)) {
+                let _ = posted.door.requests.try_send(request());
+            }
+        }
     }
 
     pub(crate) fn post_container(&self, status: ContainerStatus) {

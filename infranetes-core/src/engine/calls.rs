@@ -8,9 +8,10 @@ use std::time::Duration;
 use futures::StreamExt;
 use infranetes_sdk::pod::{
     Addresses, AddressesRequest, ConsoleRequest, CreateRequest, DescribePodRequest, DestroyRequest,
-    GetRequest, ListRequest, Machine, PlanRequest, PlanResponse, PodCapabilities,
+    EventsRequest, GetRequest, ListRequest, Machine, MachineEvent, PlanRequest, PlanResponse,
+    PodCapabilities,
 };
-use infranetes_sdk::{CallContext, ErrorKind, PodProvider, ProviderError};
+use infranetes_sdk::{BoxStream, CallContext, ErrorKind, PodProvider, ProviderError};
 use tokio::time::timeout;
 
 /// A provider instance as the engine calls it.
@@ -62,6 +63,14 @@ impl Calls {
             Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
             answer => answer.map(|_| ()),
         }
+    }
+
+    /// What happens to machines, from now on. `Unsupported` where the provider does not tell.
+    pub(crate) async fn events(&self) -> Result<BoxStream<MachineEvent>, ProviderError> {
+        if !self.describe().await?.events {
+            return Err(ProviderError::unsupported("the provider tells no events"));
+        }
+        self.bounded("tell events", self.provider.events(self.context(""), EventsRequest {})).await
     }
 
     /// All machines with these tags, over all pages.

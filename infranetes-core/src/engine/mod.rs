@@ -44,12 +44,13 @@ mod parts;
 mod plan;
 mod retry;
 mod sandbox;
+mod sweep;
 mod timeouts;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use config::{EngineConfig, HandlerConfig, PhaseTimeouts};
 pub use parts::{EngineParts, Entropy, HandlerStatus, ImageSource, ResolvedImage, WallClock};
@@ -65,7 +66,9 @@ use crate::engine::timeouts::{
 };
 use crate::error::{Cause, EngineError, FailureKind};
 use crate::ids::{ContainerId, SandboxId};
-use crate::record::{Change, RecordError, Table, container, sandbox as sandbox_record};
+use crate::record::{
+    Change, RecordError, Table, container, node as node_record, sandbox as sandbox_record,
+};
 use crate::session::{AgentSession, ExecRequest, ExecResult, MachineUsage, SessionError};
 use crate::spec::{ContainerSpec, SandboxSpec};
 use crate::status::{ContainerState, ContainerStatus, Phase, SandboxStatus, Timeline};
@@ -86,7 +89,16 @@ impl Engine {
         let loaded =
             Loaded::read(&parts).await.map_err(|error| EngineError::Record(Box::new(error)))?;
         let node = Arc::new(Node::new(config, parts));
+        let born = loaded.born(&node).await?;
         loaded.resume(&node).await?;
+        for (name, provider) in &node.parts.providers {
+            if let Ok(provider) = provider {
+                let limit = PhaseTimeouts::default().provider_call;
+                let calls = calls::Calls::new(name, provider.clone(), limit);
+                node.spawn(sweep::run(node.clone(), calls.clone(), born));
+                node.spawn(sweep::listen(node.clone(), calls));
+            }
+        }
         let calls = Arc::new(Semaphore::new(CALLS_MAX));
         Ok(Engine { node, closing: Arc::default(), calls })
     }
@@ -403,6 +415,7 @@ struct Loaded {
     containers: BTreeMap<SandboxId, Vec<(ContainerLife, LogMark)>>,
     /// Containers and marks whose sandbox or container is gone.
     strays: Vec<Change>,
+    born: Option<SystemTime>,
 }
 
 impl Loaded {
@@ -422,6 +435,9 @@ impl Loaded {
                     let (id, mark) = container::decode_mark(entry)?;
                     marks.insert(id, mark);
                 }
+                Table::Node if entry.key == node_record::BORN => {
+                    loaded.born = Some(node_record::decode_born(entry)?);
+                }
                 Table::Node => {}
             }
         }
@@ -436,6 +452,16 @@ impl Loaded {
         }
         loaded.strays.extend(marks.keys().map(|id| stray(Table::Logs, id)));
         Ok(loaded)
+    }
+
+    /// When the record began; a new one begins now.
+    async fn born(&self, node: &Node) -> Result<SystemTime, EngineError> {
+        if let Some(born) = self.born {
+            return Ok(born);
+        }
+        let now = node.now();
+        node.commit(vec![Change::Put(node_record::encode_born(now))]).await?;
+        Ok(now)
     }
 
     /// Begins a task for every sandbox.

@@ -324,6 +324,8 @@ impl SandboxTask {
                 let machine_is = self.life.machine.as_ref().is_some_and(|machine| !machine.doomed);
                 self.containers.ask(&id, request, session.as_ref(), machine_is, reply);
             }
+            // While its session is away it looks anyway.
+            Request::Doubt => self.seen.doubted = self.life.was_ready && self.seen.bound,
         }
     }
 
@@ -714,7 +716,7 @@ impl SandboxTask {
             reason: life.failure.as_ref().map_or_else(String::new, |failure| failure.cause.chain()),
             timeline: life.timeline,
         };
-        self.node.board.post(status);
+        self.node.board.post(status, machine.map(|machine| machine.name.clone()));
     }
 }
 
@@ -727,6 +729,7 @@ impl Request {
                 drop(reply.send(Err(error.echo())));
             }
             Self::CreateContainer(_, reply) => drop(reply.send(Err(error.echo()))),
+            Self::Doubt => {}
         }
     }
 }

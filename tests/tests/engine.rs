@@ -1,0 +1,224 @@
+//! The engine in a simulated world, one behaviour at a time.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use infranetes_core::engine::Engine;
+use infranetes_core::error::{EngineError, FailureKind};
+use infranetes_core::ids::SandboxId;
+use infranetes_core::spec::{Dns, PidMode, PodIdentity, SandboxResources, SandboxSpec};
+use infranetes_core::status::{Phase, SandboxStatus};
+use infranetes_provider_fake::{
+    Failure, FakeProvider, FaultAction, Method, Outcome, Script, Span, When,
+};
+use infranetes_sdk::pod::{CreateRequest, MachineType};
+use infranetes_sdk::{CallContext, ErrorKind, PodProvider};
+use infranetes_tests::sim::{Scenario, World};
+use tokio::time::{Instant, sleep};
+
+fn world(change: impl FnOnce(&mut Scenario)) -> World {
+    let mut scenario = Scenario::calm(1);
+    change(&mut scenario);
+    World::new(scenario)
+}
+
+fn pod(name: &str) -> SandboxSpec {
+    SandboxSpec {
+        pod: PodIdentity {
+            name: name.to_owned(),
+            namespace: "default".to_owned(),
+            uid: format!("uid-{name}"),
+            attempt: 0,
+        },
+        handler: String::new(),
+        hostname: name.to_owned(),
+        dns: Dns::default(),
+        labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
+        log_directory: PathBuf::new(),
+        resources: SandboxResources::default(),
+        overhead: SandboxResources::default(),
+        sysctls: BTreeMap::new(),
+        pid_mode: PidMode::Container,
+    }
+}
+
+fn text(error: &EngineError) -> String {
+    let mut text = error.to_string();
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+async fn until(
+    limit: Duration,
+    engine: &Engine,
+    id: &SandboxId,
+    what: impl Fn(&SandboxStatus) -> bool,
+) {
+    let begin = Instant::now();
+    while !engine.sandbox(id).is_some_and(|status| what(&status)) {
+        assert!(begin.elapsed() < limit, "{:?}", engine.sandbox(id));
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_wish_joins_the_first() {
+    let world = world(|_| {});
+    let engine = world.start().await.unwrap();
+    let (one, two) = tokio::join!(engine.run_sandbox(pod("web")), engine.run_sandbox(pod("web")));
+    let id = one.unwrap();
+    assert_eq!(two.unwrap(), id);
+    assert_eq!(engine.run_sandbox(pod("web")).await.unwrap(), id);
+    assert_eq!(world.cloud.created(), 1);
+    let status = engine.sandbox(&id).unwrap();
+    assert_eq!(status.phase, Phase::Ready);
+    assert!(!status.ips.is_empty());
+    let timeline = status.timeline;
+    let steps =
+        [timeline.wanted, timeline.allocated, timeline.booted, timeline.enrolled, timeline.ready];
+    assert!(steps.iter().all(Option::is_some) && steps.is_sorted(), "{timeline:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_boot_is_said_to_go_on_and_the_next_wish_gets_it() {
+    let world = world(|scenario| {
+        scenario.script.delays = BTreeMap::from([(Method::Create, Span::millis(50_000))])
+    });
+    world.cloud.fail_next(Method::Create, FaultAction::Hang);
+    world.cloud.fail_next(Method::Create, FaultAction::HangAfterEffect);
+    world.cloud.fail_next(Method::Create, FaultAction::HangAfterEffect);
+    world.cloud.fail_next(Method::Create, FaultAction::HangAfterEffect);
+    let engine = world.start().await.unwrap();
+    let begin = Instant::now();
+    let error = engine.run_sandbox(pod("web")).await.unwrap_err();
+    assert!(matches!(error, EngineError::StillRunning { .. }), "{error:?}");
+    assert!(begin.elapsed() < Duration::from_secs(240), "the kubelet has given up");
+    // It still boots: a kubelet that saw it would not join it.
+    assert!(engine.sandboxes().iter().all(|status| !status.is_listed()));
+    engine.run_sandbox(pod("web")).await.unwrap();
+    assert_eq!(world.cloud.created(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changes_nothing_is_not_asked_again() {
+    for kind in
+        [ErrorKind::Quota, ErrorKind::Invalid, ErrorKind::Credentials, ErrorKind::Unsupported]
+    {
+        let world = world(|_| {});
+        let reason = Failure::new(kind, "the account has 5 of 5 machines");
+        world.cloud.fail_next(Method::Create, FaultAction::Fail(reason));
+        let engine = world.start().await.unwrap();
+        let error = engine.run_sandbox(pod("web")).await.unwrap_err();
+        assert_eq!(world.cloud.calls(Method::Create), 1, "{kind}");
+        let text = text(&error);
+        assert!(text.contains("while its machine was created"), "{text}");
+        assert!(text.contains("the account has 5 of 5 machines"), "{text}");
+        assert!(text.contains("asking again starts over"), "{text}");
+        let expected = match kind {
+            ErrorKind::Quota => FailureKind::Exhausted,
+            ErrorKind::Invalid => FailureKind::Invalid,
+            ErrorKind::Credentials => FailureKind::Denied,
+            _ => FailureKind::Unsupported,
+        };
+        assert_eq!(error.kind(), expected);
+        // The kubelet asks again with the same attempt, and wins.
+        engine.run_sandbox(pod("web")).await.unwrap();
+        assert_eq!(world.cloud.alive(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_type_without_capacity_gives_way_to_the_next() {
+    let world = world(|scenario| scenario.script.sold_out = vec!["f1-small".to_owned()]);
+    let engine = world.start().await.unwrap();
+    let id = engine.run_sandbox(pod("web")).await.unwrap();
+    let machine = engine.sandbox(&id).unwrap().machine.unwrap();
+    assert_ne!(machine.machine_type, "f1-small");
+    assert_eq!(world.cloud.alive(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_never_runs_fails_with_phase_and_console_and_is_destroyed() {
+    let world = world(|scenario| {
+        scenario.script = Script::default().with_outcome(When::Nth(1), Outcome::NeverRuns);
+    });
+    let engine = world.start().await.unwrap();
+    let run = tokio::spawn({
+        let engine = engine.clone();
+        async move { engine.run_sandbox(pod("web")).await }
+    });
+    sleep(Duration::from_secs(5)).await;
+    let machine = world.cloud.machines().remove(0);
+    world.cloud.print(&machine.id, b"Kernel panic - not syncing: no init\n");
+    let error = run.await.unwrap().unwrap_err();
+    let text = text(&error);
+    assert!(text.contains("while its machine booted"), "{text}");
+    assert!(text.contains("Kernel panic - not syncing: no init"), "{text}");
+    assert!(text.contains("did not run within 120s"), "{text}");
+    let id = engine.sandboxes()[0].id.clone();
+    until(Duration::from_secs(60), &engine, &id, |_| world.cloud.alive() == 0).await;
+    assert_eq!(engine.sandbox(&id).unwrap().phase, Phase::Failed);
+    assert_eq!(engine.run_sandbox(pod("web")).await.unwrap(), id);
+    assert_eq!((world.cloud.created(), world.cloud.alive()), (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vanished_machine_makes_its_sandbox_fail_and_it_can_be_stopped_and_removed() {
+    let world = world(|_| {});
+    let engine = world.start().await.unwrap();
+    let id = engine.run_sandbox(pod("web")).await.unwrap();
+    let machine = engine.sandbox(&id).unwrap().machine.unwrap();
+    assert!(world.cloud.vanish(&machine.id.0));
+    until(Duration::from_secs(90), &engine, &id, |status| status.phase == Phase::Failed).await;
+    assert!(engine.sandbox(&id).unwrap().reason.contains("vanished"));
+    // Its containers may have run: it never starts over.
+    let error = engine.run_sandbox(pod("web")).await.unwrap_err();
+    assert_eq!(error.kind(), FailureKind::WrongState, "{error}");
+    engine.stop_sandbox(&id).await.unwrap();
+    engine.remove_sandbox(&id).await.unwrap();
+    assert!(engine.sandbox(&id).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_orphans_that_are_surely_ours_are_destroyed_and_not_in_a_hurry() {
+    let world = world(|_| {});
+    let provider = FakeProvider::new(world.cloud.clone(), world.scenario.script.clone());
+    let plant = async |name: &str, node: &str| {
+        let tags = [
+            ("infranetes-cluster", "sim"),
+            ("infranetes-node", node),
+            ("infranetes-sandbox", "0123456789abcdef0123456789abcdef"),
+        ];
+        let request = CreateRequest {
+            token: name.to_owned(),
+            name: name.to_owned(),
+            machine_type: Some(MachineType { name: "f1-small".to_owned(), ..Default::default() }),
+            tags: tags
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into_iter()
+                .collect::<HashMap<_, _>>(),
+            ..Default::default()
+        };
+        provider.create(CallContext::new(""), request).await.unwrap();
+    };
+    plant("older-than-the-record", "node-1").await;
+    sleep(Duration::from_secs(5)).await;
+    let engine = world.start().await.unwrap();
+    engine.run_sandbox(pod("web")).await.unwrap();
+    plant("orphan", "node-1").await;
+    plant("of-another-node", "node-2").await;
+    let names = || -> Vec<String> { world.cloud.machines().into_iter().map(|m| m.name).collect() };
+    sleep(Duration::from_secs(9 * 60)).await;
+    assert!(names().contains(&"orphan".to_owned()), "too early");
+    sleep(Duration::from_secs(10 * 60)).await;
+    let left = names();
+    assert_eq!(left.len(), 3, "{left:?}");
+    assert!(!left.contains(&"orphan".to_owned()), "{left:?}");
+}
