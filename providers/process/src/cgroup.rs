@@ -36,6 +36,8 @@ pub(crate) struct Limits {
 struct Hierarchy {
     mount: PathBuf,
     v2: bool,
+    /// That of cpuset in version 1 is only cleaned up: a new cgroup there has no CPUs, so that nothing can enter it.
+    enters: bool,
 }
 
 impl Cgroups {
@@ -54,7 +56,8 @@ impl Cgroups {
 
     /// Puts a process into the cgroups of a machine, as far as that is possible; says in how many hierarchies it is.
     pub(crate) fn enter(&self, name: &str, pid: i32, limits: Limits) -> usize {
-        let entered = self.hierarchies.iter().filter(|hierarchy| {
+        let open = self.hierarchies.iter().filter(|hierarchy| hierarchy.enters);
+        let entered = open.filter(|hierarchy| {
             let entered = hierarchy.enter(&self.parent, name, pid, limits);
             if let Err(error) = &entered {
                 let mount = hierarchy.mount.display();
@@ -145,7 +148,7 @@ fn settings(limits: Limits) -> Vec<(&'static str, String)> {
     settings
 }
 
-/// The hierarchies among the mounts of a `mountinfo`. Those of cpuset are left out: a new cgroup of version 1 has no CPUs.
+/// The hierarchies among the mounts of a `mountinfo`.
 fn hierarchies(mounts: &str) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in mounts.lines() {
@@ -157,10 +160,9 @@ fn hierarchies(mounts: &str) -> Vec<Hierarchy> {
             Some("cgroup") => false,
             _ => continue,
         };
-        let is_cpuset = right.nth(1).unwrap_or_default().split(',').any(|word| word == "cpuset");
-        let second = v2 && found.iter().any(|one| one.v2);
-        if !is_cpuset && !second {
-            found.push(Hierarchy { mount, v2 });
+        let enters = right.nth(1).unwrap_or_default().split(',').all(|word| word != "cpuset");
+        if !v2 || found.iter().all(|one| !one.v2) {
+            found.push(Hierarchy { mount, v2, enters });
         }
     }
     found
@@ -234,12 +236,12 @@ mod tests {
     }
 
     #[test]
-    fn every_hierarchy_but_that_of_cpuset_is_found() {
+    fn every_hierarchy_is_found_once() {
         let names = |text: &str| {
             let found = hierarchies(text);
             found
                 .iter()
-                .map(|one| format!("{} {}", one.mount.display(), one.v2))
+                .map(|one| format!("{} {} {}", one.mount.display(), one.v2, one.enters))
                 .collect::<Vec<_>>()
         };
         let hybrid = mountinfo(&[
@@ -249,8 +251,11 @@ mod tests {
             ("/c/unified", "cgroup2", "rw"),
             ("/again", "cgroup2", "rw"),
         ]);
-        assert_eq!(names(&hybrid), ["/c/cpu false", "/c/unified true"]);
-        assert_eq!(names(&mountinfo(&[("/c", "cgroup2", "rw")])), ["/c true"]);
+        assert_eq!(
+            names(&hybrid),
+            ["/c/cpu false true", "/c/cpuset false false", "/c/unified true true"]
+        );
+        assert_eq!(names(&mountinfo(&[("/c", "cgroup2", "rw")])), ["/c true true"]);
         assert!(names("").is_empty());
     }
 
@@ -260,8 +265,8 @@ mod tests {
         let (v1, v2) = (root.path().join("cpu"), root.path().join("unified"));
         let cgroups = Cgroups {
             hierarchies: vec![
-                Hierarchy { mount: v1.clone(), v2: false },
-                Hierarchy { mount: v2.clone(), v2: true },
+                Hierarchy { mount: v1.clone(), v2: false, enters: true },
+                Hierarchy { mount: v2.clone(), v2: true, enters: true },
             ],
             parent: "parent".to_owned(),
         };

@@ -64,10 +64,15 @@ fn settings(config: &Config, plugin: &Path, words: Words<'_>) -> Result<Value, P
     Ok(all)
 }
 
-/// Without these, the pods of a node would share what each has to have alone.
+/// Without these, the pods of a node would share what each has to have alone, and their containers could share nothing.
 fn defaults(name: &str) -> Map<String, Value> {
     let is_oci = name == "oci" || name.ends_with("_oci") || name.ends_with("-oci");
-    match json!({ "run": "{machine}/run", "cgroup_parent": "{cgroup}" }) {
+    let own = json!({
+        "run": "{machine}/run",
+        "cgroup_parent": "{cgroup}",
+        "pause": ["/bin/sh", "-c", PAUSE],
+    });
+    match own {
         Value::Object(defaults) if is_oci => defaults,
         _ => Map::new(),
     }
@@ -93,6 +98,9 @@ fn fill(value: &mut Value, words: Words<'_>) {
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
+
+/// Holds a pid namespace: a shell that waits reaps whatever is left to it.
+const PAUSE: &str = "while :; do sleep 86400 & wait $!; done";
 
 #[cfg(test)]
 mod tests {

@@ -14,7 +14,7 @@ use infranetes_sdk::pod::{
 };
 use infranetes_sdk::{ErrorKind, PodProvider, StreamExt};
 use serde_json::Value;
-use support::{World, ctx, kill};
+use support::{World, ctx, hierarchies, kill};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
@@ -317,14 +317,18 @@ fn pids(world: &World, id: &str) -> [i32; 2] {
 /// A process in a cgroup where the machine's containers go, outside of its pid namespace.
 fn stray_process(world: &World, id: &str) -> std::process::Child {
     let stray = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().expect("it starts");
+    let parents = world.cgroups();
+    let machines = fs::read_dir(&parents[0]).expect("read").flatten();
+    let name = machines.map(|machine| machine.file_name());
+    let name = name.into_iter().find(|name| name.to_string_lossy().ends_with(id));
     let mut entered = 0;
-    for parent in world.cgroups() {
-        let machines = fs::read_dir(parent).expect("read").flatten();
-        for machine in machines.filter(|one| one.file_name().to_string_lossy().ends_with(id)) {
-            let cgroup = machine.path().join("pod/c1/c");
-            fs::create_dir_all(&cgroup).expect("made");
-            fs::write(cgroup.join("cgroup.procs"), stray.id().to_string()).expect("entered");
-            entered += 1;
+    // As a container provider does, in hierarchies that the machine itself is not in as well.
+    for hierarchy in hierarchies() {
+        let own = hierarchy.join(&world.config.cgroup).join(name.as_ref().expect("its cgroup"));
+        let cgroup = own.join("pod/c1/c");
+        if fs::create_dir_all(&cgroup).is_ok() {
+            let written = fs::write(cgroup.join("cgroup.procs"), stray.id().to_string());
+            entered += u32::from(written.is_ok());
         }
     }
     assert!(entered > 0, "the machine has no cgroup");

@@ -148,14 +148,20 @@ impl World {
 
     /// Directories of this world's cgroups, in each hierarchy.
     pub(crate) fn cgroups(&self) -> Vec<PathBuf> {
-        let root = Path::new("/sys/fs/cgroup");
-        let hierarchies = fs::read_dir(root).expect("cgroups").flatten().map(|entry| entry.path());
-        hierarchies
-            .chain([root.to_owned()])
+        hierarchies()
+            .into_iter()
             .map(|hierarchy| hierarchy.join(&self.config.cgroup))
             .filter(|dir| dir.exists())
             .collect()
     }
+}
+
+/// Where the hierarchies of cgroups are mounted.
+pub(crate) fn hierarchies() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
+    let mounts = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let cgroups = mounts.filter(|words| words[2] == "cgroup" || words[2] == "cgroup2");
+    cgroups.map(|words| PathBuf::from(words[1])).collect()
 }
 
 /// An invitation that nobody will ever accept.
