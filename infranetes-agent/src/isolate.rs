@@ -44,6 +44,8 @@ pub fn keep(args: impl IntoIterator<Item = std::ffi::OsString>) -> io::Result<Ex
 /// Makes the rest of the namespaces, as their first process.
 pub fn enter(hostname: Option<&str>) -> io::Result<()> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // It was started as /proc/self/exe, and would be listed as "exe".
+    nix::sys::prctl::set_name(c"infranetes-agent")?;
     if keeper_is_gone()? {
         return Err(io::Error::other("the keeper is gone"));
     }
