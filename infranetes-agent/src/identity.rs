@@ -250,3 +250,107 @@ pub enum IdentityError {
 
 /// The node's chains have one certificate; an intermediate or two may come.
 const CHAIN_MAX: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{BasicConstraints, CertificateSigningRequestParams, IsCa, Issuer, PublicKeyData};
+
+    const TOKEN: [u8; 32] = [7; 32];
+    const NAME: &str = "a1.agent.infranetes";
+    const HERE: Channel = [1; 32];
+    const ELSEWHERE: Channel = [2; 32];
+
+    struct Node {
+        ca: CertificateDer<'static>,
+        issuer: Issuer<'static, KeyPair>,
+    }
+
+    impl Node {
+        fn new() -> Self {
+            let key = new_key().unwrap();
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let ca = params.self_signed(&key).unwrap().der().clone();
+            Self { ca, issuer: Issuer::new(params, key) }
+        }
+
+        fn invite(&self) -> Identity {
+            let invitation = Invitation {
+                agent_name: ServerName::try_from(NAME).unwrap(),
+                ca: self.ca.clone(),
+                token: Zeroizing::new(TOKEN.to_vec()),
+                listen: None,
+            };
+            Identity::new(invitation, Arc::new(BootTimes::starting())).unwrap()
+        }
+
+        fn sign(&self, name: &str, key: &impl PublicKeyData) -> Vec<Vec<u8>> {
+            let params = CertificateParams::new([name.to_owned()]).unwrap();
+            vec![params.signed_by(key, &self.issuer).unwrap().der().to_vec()]
+        }
+    }
+
+    fn proof(token: &[u8], prefix: &[u8], channel: &Channel) -> Vec<u8> {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, token);
+        hmac::sign(&key, &[prefix, channel].concat()).as_ref().to_vec()
+    }
+
+    #[test]
+    fn a_proof_counts_on_its_own_connection_alone() {
+        let identity = Node::new().invite();
+        let good = proof(&TOKEN, NODE_PROOF_PREFIX, &HERE);
+        assert!(identity.begin(&HERE, &good).is_ok());
+        let bad = [
+            (ELSEWHERE, good.clone()),
+            (HERE, proof(&[8; 32], NODE_PROOF_PREFIX, &HERE)),
+            // The agent's own words, sent back.
+            (HERE, proof(&TOKEN, AGENT_PROOF_PREFIX, &HERE)),
+            (HERE, good[..31].to_vec()),
+            (HERE, Vec::new()),
+        ];
+        for (channel, proof) in bad {
+            let refused = identity.begin(&channel, &proof);
+            assert!(matches!(refused, Err(IdentityError::Proof)));
+        }
+        assert!(identity.begin(&HERE, &good).is_ok(), "wrong proofs do not lock the node out");
+    }
+
+    #[test]
+    fn the_agents_proof_covers_its_request_and_its_connection() {
+        let identity = Node::new().invite();
+        let begun = identity.begin(&HERE, &proof(&TOKEN, NODE_PROOF_PREFIX, &HERE)).unwrap();
+        let hash = digest::digest(&digest::SHA256, &begun.certificate_request);
+        let covered = [AGENT_PROOF_PREFIX, &HERE, hash.as_ref()].concat();
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &TOKEN);
+        assert!(hmac::verify(&key, &covered, &begun.proof).is_ok());
+    }
+
+    #[test]
+    fn only_a_certificate_for_this_key_and_name_from_this_node_counts() {
+        let (node, stranger) = (Node::new(), Node::new());
+        let identity = node.invite();
+        let begin = || identity.begin(&HERE, &proof(&TOKEN, NODE_PROOF_PREFIX, &HERE));
+        let begun = begin().unwrap();
+        let request = begun.certificate_request.as_slice().into();
+        let key = CertificateSigningRequestParams::from_der(&request).unwrap().public_key;
+        let other = new_key().unwrap();
+        let bad = [
+            stranger.sign(NAME, &key),
+            node.sign("a2.agent.infranetes", &key),
+            node.sign(NAME, &other),
+            vec![b"no certificate".to_vec()],
+            Vec::new(),
+            vec![Vec::new(); CHAIN_MAX + 1],
+        ];
+        for chain in bad {
+            assert!(identity.complete(&begun.key, chain).is_err());
+            assert!(!identity.is_enrolled());
+        }
+        identity.complete(&begun.key, node.sign(NAME, &key)).unwrap();
+        assert!(identity.is_enrolled());
+        let again = identity.complete(&begun.key, node.sign(NAME, &key));
+        assert!(matches!(again, Err(IdentityError::AlreadyEnrolled)));
+        assert!(matches!(begin(), Err(IdentityError::AlreadyEnrolled)));
+    }
+}
