@@ -545,8 +545,8 @@ impl Held {
                 life.state = ContainerState::Exited;
                 life.finished_at = seen.finished_at;
                 life.exit_code = seen.exit_code;
-                life.reason = seen.reason.clone();
-                life.message = seen.message.clone();
+                life.reason = short(&seen.reason);
+                life.message = short(&seen.message);
                 self.exited.send_replace(true);
             }
         }
@@ -658,6 +658,11 @@ pub(crate) fn fingerprint(spec: &ContainerSpec) -> String {
     hex::encode(hash.finalize())
 }
 
+/// What a guest says is kept up to a bound.
+fn short(text: &str) -> String {
+    text.chars().take(TEXT_MAX).collect()
+}
+
 /// A panic of one piece of work is an error of that piece.
 async fn guarded<T>(work: impl Future<Output = Result<T, EngineError>>) -> Result<T, EngineError> {
     match std::panic::AssertUnwindSafe(work).catch_unwind().await {
@@ -728,4 +733,5 @@ fn denied(id: &ContainerId, state: ContainerState, denial: Denial) -> EngineErro
 /// What a killed program's exit code is.
 const KILLED: i32 = 137;
 const REPLIES_MAX: usize = 64;
+const TEXT_MAX: usize = 4096;
 const PUMP_PAUSE: Duration = Duration::from_secs(1);

@@ -61,3 +61,72 @@ pub(crate) fn damaged(
 fn name(entry: &Entry) -> String {
     format!("{:?}/{}", entry.table, entry.key)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{ContainerId, SandboxId};
+    use crate::record::{container, node, sandbox};
+
+    fn stored(table: Table, key: &str, text: &str) -> Entry {
+        Entry { table, key: key.to_owned(), value: text.as_bytes().to_vec() }
+    }
+
+    fn sandbox_id() -> SandboxId {
+        SandboxId::from_random([0x5a; 32])
+    }
+
+    /// Nothing of what an older version wrote may be lost on its way through this one.
+    fn reads_and_writes_the_same(found: &Entry, again: &Entry) {
+        let value = |entry: &Entry| -> serde_json::Value {
+            serde_json::from_slice(&entry.value).expect("JSON")
+        };
+        assert_eq!((again.table, &again.key), (found.table, &found.key));
+        assert_eq!(value(again), value(found));
+    }
+
+    #[test]
+    fn records_of_version_1_are_read_without_loss() {
+        let text = include_str!("../../tests/records/v1-sandbox.json");
+        let entry = stored(Table::Sandboxes, sandbox_id().as_str(), text);
+        let life = sandbox::decode(&entry).expect("a sandbox");
+        assert_eq!(life.tries, 3);
+        reads_and_writes_the_same(&entry, &sandbox::encode(&life));
+
+        let id = ContainerId::from_random([0xc1; 32]);
+        let text = include_str!("../../tests/records/v1-container.json");
+        let entry = stored(Table::Containers, id.as_str(), text);
+        let life = container::decode(&entry).expect("a container");
+        assert_eq!(life.sandbox, sandbox_id());
+        reads_and_writes_the_same(&entry, &container::encode(&life));
+
+        let text = include_str!("../../tests/records/v1-log.json");
+        let entry = stored(Table::Logs, id.as_str(), text);
+        let (_, mark) = container::decode_mark(&entry).expect("a mark");
+        reads_and_writes_the_same(&entry, &container::encode_mark(&id, &mark));
+
+        let text = include_str!("../../tests/records/v1-node.json");
+        let entry = stored(Table::Node, node::BORN, text);
+        let born = node::decode_born(&entry).expect("a birth");
+        reads_and_writes_the_same(&entry, &node::encode_born(born));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_and_says_why() {
+        let good = include_str!("../../tests/records/v1-sandbox.json");
+        let id = sandbox_id();
+        let read = |text: &str| sandbox::decode(&stored(Table::Sandboxes, id.as_str(), text));
+        let newer = read(&good.replace("\"version\": 1", "\"version\": 7"));
+        assert!(matches!(newer, Err(RecordError::TooNew { found: 7, known: VERSION, .. })));
+        for bad in [
+            String::new(),
+            "{}".to_owned(),
+            good.replace("\"version\": 1", "\"version\": 0"),
+            good.replace("\"goal\": \"stop\"", "\"goal\": \"fly\""),
+            good.replace("\"phase\": \"ready\"", "\"phase\": \"x\""),
+            good.replace("5a5a", "5b5b"),
+        ] {
+            assert!(matches!(read(&bad), Err(RecordError::Damaged { .. })), "{bad}");
+        }
+    }
+}
