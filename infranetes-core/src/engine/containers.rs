@@ -4,8 +4,11 @@
 //! container becomes durable when its machine has it; what a machine has and the record has not (a crash came between)
 //! is removed from the machine when its list is next seen.
 
+mod bring;
+mod held;
+mod observed;
+
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,21 +18,19 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-use crate::engine::admission::{
-    Admission, ContainerStanding, ContainerWish, Denial, admit_container, at_rest,
-};
+use self::bring::{Bring, log_path};
+use crate::engine::admission::{Admission, ContainerWish, Denial, admit_container};
 use crate::engine::board::{ContainerRequest, Reply};
-use crate::engine::container_plan::merge;
 use crate::engine::life::{ContainerLife, Life, LogMark};
 use crate::engine::link::bounded;
 use crate::engine::log_pump::{Pump, SharedMark};
 use crate::engine::node::Node;
-use crate::engine::timeouts::{AGENT_CALL, EXIT_SEEN, IMPORT};
+use crate::engine::timeouts::{AGENT_CALL, EXIT_SEEN};
 use crate::error::{Cause, EngineError, FailureKind};
 use crate::ids::{ContainerId, SandboxId};
 use crate::record::{Change, Table, container};
-use crate::session::{AgentSession, ObservedContainer, ObservedState, WatchEvent};
-use crate::spec::{ContainerSpec, SandboxSpec};
+use crate::session::AgentSession;
+use crate::spec::ContainerSpec;
 use crate::status::ContainerState;
 
 /// The containers of a sandbox.
@@ -370,70 +371,6 @@ impl Containers {
         Ok(())
     }
 
-    /// Applies what the machine tells by itself.
-    pub(crate) async fn observe(&mut self, event: WatchEvent, session: &Arc<dyn AgentSession>) {
-        match event {
-            WatchEvent::Snapshot(seen) => {
-                let known: Vec<ContainerId> = self.held.keys().cloned().collect();
-                for id in known.iter().filter(|id| !seen.iter().any(|one| one.id == **id)) {
-                    self.vanished(id).await;
-                }
-                for one in seen {
-                    if self.held.contains_key(&one.id) {
-                        self.changed(one, session).await;
-                    } else if !self.coming.contains_key(&one.id) {
-                        self.discard(one.id, Some(session));
-                    }
-                }
-            }
-            WatchEvent::Changed(seen) => self.changed(seen, session).await,
-            WatchEvent::Removed(id) => self.vanished(&id).await,
-        }
-    }
-
-    async fn changed(&mut self, seen: ObservedContainer, session: &Arc<dyn AgentSession>) {
-        let Some(held) = self.held.get_mut(&seen.id) else { return };
-        let before = held.life.clone();
-        held.take(&seen);
-        if held.life != before {
-            self.keep(&seen.id).await;
-        }
-        self.pump(&seen.id, Some(session));
-    }
-
-    /// The machine does not know it any more, and we did not ask for that.
-    async fn vanished(&mut self, id: &ContainerId) {
-        let now = self.node.now();
-        let Some(held) = self.held.get_mut(id) else { return };
-        let removal = held.doing.as_ref().is_some_and(|doing| doing.wish == ContainerWish::Remove);
-        if !removal && held.life.state != ContainerState::Exited {
-            held.end(now, "Error", "its machine does not know it any more");
-            self.keep(id).await;
-        }
-    }
-
-    /// The machine is gone, or is about to be: what has not ended has ended now.
-    pub(crate) async fn machine_gone(&mut self, reason: &str, message: &str) {
-        self.abandon_coming();
-        let now = self.node.now();
-        let mut changes = Vec::new();
-        for held in self.held.values_mut() {
-            if let Some(pump) = held.pump.take() {
-                pump.abort.abort();
-            }
-            if held.life.state != ContainerState::Exited {
-                held.end(now, reason, message);
-                changes.push(Change::Put(container::encode(&held.life)));
-                self.node.board.post_container(held.life.status());
-            }
-        }
-        if !changes.is_empty()
-            && let Err(error) = self.node.commit(changes).await
-        {
-            tracing::warn!(sandbox = %self.sandbox, error = %error, "the end of containers could not be recorded");
-        }
-    }
-
     /// Nobody gets a container of a sandbox that ends.
     pub(crate) fn abandon_coming(&mut self) {
         for coming in std::mem::take(&mut self.coming).into_values() {
@@ -514,136 +451,6 @@ impl Containers {
             tracing::warn!(container = %id, error = %error, "a container's state could not be recorded");
         }
     }
-}
-
-impl Held {
-    fn new(life: ContainerLife, mark: LogMark) -> Self {
-        let exited = watch::Sender::new(life.state == ContainerState::Exited);
-        Self { life, mark: SharedMark::new(mark), pump: None, doing: None, exited }
-    }
-
-    fn standing(&self) -> ContainerStanding {
-        match &self.doing {
-            Some(Doing { wish: ContainerWish::Start, .. }) => ContainerStanding::Starting,
-            Some(Doing { wish: ContainerWish::Stop, .. }) => ContainerStanding::Stopping,
-            Some(Doing { wish: ContainerWish::Remove, .. }) => ContainerStanding::Removing,
-            Some(Doing { wish: ContainerWish::ReopenLog, .. }) | None => at_rest(self.life.state),
-        }
-    }
-
-    fn take(&mut self, seen: &ObservedContainer) {
-        let life = &mut self.life;
-        if life.state == ContainerState::Exited {
-            return;
-        }
-        life.started_at = seen.started_at.or(life.started_at);
-        match seen.state {
-            // The watch may lag behind the answer to a start.
-            ObservedState::Created => {}
-            ObservedState::Running => life.state = ContainerState::Running,
-            ObservedState::Exited => {
-                life.state = ContainerState::Exited;
-                life.finished_at = seen.finished_at;
-                life.exit_code = seen.exit_code;
-                life.reason = short(&seen.reason);
-                life.message = short(&seen.message);
-                self.exited.send_replace(true);
-            }
-        }
-    }
-
-    fn end(&mut self, now: std::time::SystemTime, reason: &str, message: &str) {
-        let life = &mut self.life;
-        life.state = ContainerState::Exited;
-        life.finished_at = Some(now);
-        life.exit_code = KILLED;
-        life.reason = reason.to_owned();
-        life.message = message.to_owned();
-        self.exited.send_replace(true);
-    }
-
-    fn reopen(&mut self, reply: Reply<()>) {
-        // Without a pump there is no open file: the next one opens whatever the name leads to.
-        let Some(pump) = &self.pump else {
-            let _ = reply.send(Ok(()));
-            return;
-        };
-        if let Err(error) = pump.reopen.try_send(reply) {
-            let (mpsc::error::TrySendError::Full(reply) | mpsc::error::TrySendError::Closed(reply)) =
-                error;
-            let busy = EngineError::Busy("the log is being reopened or ended".to_owned());
-            let _ = reply.send(Err(busy));
-        }
-    }
-}
-
-/// Brings a container into its machine.
-struct Bring {
-    node: Arc<Node>,
-    session: Arc<dyn AgentSession>,
-    sandbox: Arc<SandboxSpec>,
-    id: ContainerId,
-    spec: Arc<ContainerSpec>,
-    imports: Arc<Semaphore>,
-}
-
-impl Bring {
-    async fn run(self) -> Result<Brought, EngineError> {
-        let images = &self.node.parts.images;
-        let resolved = images.resolve(&self.spec.image).await?;
-        let plan = merge(&self.sandbox, &self.spec, &resolved)?;
-        let agent = |action: &str| {
-            let action = action.to_owned();
-            move |cause| EngineError::Agent { action, cause }
-        };
-        {
-            let _turn = self.imports.acquire().await.map_err(|_| EngineError::ShuttingDown)?;
-            let missing = bounded(AGENT_CALL, self.session.missing_layers(&plan.image))
-                .await
-                .map_err(agent("say which layers it lacks"))?;
-            let mut layers = Vec::new();
-            for layer in plan.image.layers.iter().filter(|layer| missing.contains(&layer.digest)) {
-                layers.push(images.open_layer(layer).await?);
-            }
-            if !layers.is_empty() {
-                bounded(IMPORT, self.session.import_layers(layers))
-                    .await
-                    .map_err(agent("take the image"))?;
-            }
-        }
-        let image_ready_at = self.node.now();
-        bounded(AGENT_CALL, self.session.create_container(&self.id, &plan))
-            .await
-            .map_err(agent("create the container"))?;
-        let mark = self.first_mark().await?;
-        Ok(Brought { image_id: plan.image.id, image_ready_at, mark })
-    }
-
-    /// A file of this name may be there already; what is in it stays.
-    async fn first_mark(&self) -> Result<LogMark, EngineError> {
-        let Some(path) = log_path(&self.sandbox.log_directory, &self.spec) else {
-            return Ok(LogMark::default());
-        };
-        let opened = async { self.node.parts.logs.open(&path, None).await?.flush().await };
-        match opened.await {
-            Ok(offset) => Ok(LogMark { offset, ..LogMark::default() }),
-            Err(cause) => Err(EngineError::Record(Box::new(LogUnusable { path, cause }))),
-        }
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("the log {path} cannot be opened", path = path.display())]
-struct LogUnusable {
-    path: PathBuf,
-    #[source]
-    cause: std::io::Error,
-}
-
-/// Where a container's log goes, if it has one.
-fn log_path(directory: &std::path::Path, spec: &ContainerSpec) -> Option<PathBuf> {
-    let none = directory.as_os_str().is_empty() || spec.log_path.as_os_str().is_empty();
-    (!none).then(|| directory.join(&spec.log_path))
 }
 
 /// Tells whether two wishes are the same without keeping what they say: values of variables are secrets.

@@ -1,30 +1,31 @@
 //! The task that owns one sandbox: it alone changes the record, runs one step at a time, and answers requests meanwhile.
 
+mod outcomes;
+mod requests;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use infranetes_sdk::pod::Machine as SeenMachine;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
-use crate::engine::admission::{Admission, Denial, SandboxWish, admit, standing};
 use crate::engine::board::{Door, Reply, Request};
 use crate::engine::boot::{self, Ended, Located, Submitted};
 use crate::engine::calls::Calls;
 use crate::engine::config::PhaseTimeouts;
 use crate::engine::containers::Containers;
-use crate::engine::life::{ContainerLife, Failure, Goal, Life, LogMark, Machine, UserData};
+use crate::engine::life::{ContainerLife, Life, LogMark, Machine};
 use crate::engine::link::{self, Opened, Taken};
 use crate::engine::node::Node;
 use crate::engine::plan::{self, Seen, Step};
-use crate::error::{Cause, EngineError, FailureKind};
-use crate::ids::{MachineId, SandboxId};
+use crate::error::{Cause, EngineError};
+use crate::ids::SandboxId;
 use crate::record::{Change, Table, sandbox};
 use crate::session::{AgentSession, SessionError, WatchEvent};
-use crate::status::{MachineInfo, Phase, SandboxStatus, Timeline};
+use crate::status::{MachineInfo, SandboxStatus};
 
 /// The task's whole world.
 pub(crate) struct SandboxTask {
@@ -301,367 +302,6 @@ impl SandboxTask {
         }
     }
 
-    // ---- requests
-
-    async fn admit(&mut self, request: Request) {
-        match request {
-            Request::Run(reply) => self.admit_run(reply).await,
-            Request::Stop(reply) => self.admit_end(SandboxWish::Stop, reply).await,
-            Request::Remove(reply) => self.admit_end(SandboxWish::Remove, reply).await,
-            Request::CreateContainer(spec, reply) => {
-                match admit(standing(&self.life), SandboxWish::Host) {
-                    Admission::Deny(denial) => {
-                        let _ = reply.send(Err(self.denied(denial)));
-                    }
-                    _ => {
-                        let session = self.link.borrow().clone();
-                        self.containers.create(&self.life, session.as_ref(), *spec, reply);
-                    }
-                }
-            }
-            Request::Container(id, request, reply) => {
-                let session = self.link.borrow().clone();
-                let machine_is = self.life.machine.as_ref().is_some_and(|machine| !machine.doomed);
-                self.containers.ask(&id, request, session.as_ref(), machine_is, reply);
-            }
-            // While its session is away it looks anyway.
-            Request::Doubt => self.seen.doubted = self.life.was_ready && self.seen.bound,
-        }
-    }
-
-    async fn admit_run(&mut self, reply: Reply<SandboxId>) {
-        match admit(standing(&self.life), SandboxWish::Run) {
-            Admission::AlreadyDone => {
-                let _ = reply.send(Ok(self.life.id.clone()));
-            }
-            Admission::Deny(denial) => {
-                let _ = reply.send(Err(self.denied(denial)));
-            }
-            Admission::Join => wait_with(&mut self.runs, reply, &self.life.id),
-            Admission::Accept => {
-                self.life.failure = None;
-                self.life.passed_over = 0;
-                self.life.timeline =
-                    Timeline { wanted: Some(self.node.now()), ..Timeline::default() };
-                self.refusal = None;
-                if let Err(error) = self.save().await {
-                    self.life.failure = Some(Failure {
-                        phase: Phase::Intended,
-                        cause: Cause::of(error.kind(), &error),
-                        console: String::new(),
-                    });
-                    let _ = reply.send(Err(error));
-                    return;
-                }
-                self.publish();
-                wait_with(&mut self.runs, reply, &self.life.id);
-            }
-        }
-    }
-
-    async fn admit_end(&mut self, wish: SandboxWish, reply: Reply<()>) {
-        let waiters = if wish == SandboxWish::Stop { &mut self.stops } else { &mut self.removes };
-        match admit(standing(&self.life), wish) {
-            Admission::AlreadyDone => {
-                let _ = reply.send(Ok(()));
-                return;
-            }
-            Admission::Deny(denial) => {
-                let _ = reply.send(Err(self.denied(denial)));
-                return;
-            }
-            Admission::Join => return wait_with(waiters, reply, &self.life.id),
-            Admission::Accept => {}
-        }
-        let before = self.life.goal;
-        self.life.goal = if wish == SandboxWish::Stop { Goal::Stop } else { Goal::Remove };
-        match self.save().await {
-            Ok(()) => {}
-            // A stop is done even where it cannot be written down: after a crash it is asked again.
-            Err(_) if wish == SandboxWish::Stop => self.unsaved = true,
-            Err(error) => {
-                self.life.goal = before;
-                let _ = reply.send(Err(error));
-                return;
-            }
-        }
-        let waiters = if wish == SandboxWish::Stop { &mut self.stops } else { &mut self.removes };
-        wait_with(waiters, reply, &self.life.id);
-        if wish == SandboxWish::Remove {
-            self.node.board.release_key(&self.life.id);
-        }
-        self.containers.abandon_coming();
-        let ending = EngineError::WrongState {
-            subject: format!("sandbox {}", self.life.id),
-            state: "ending".to_owned(),
-            needed: "it was stopped before it was ready".to_owned(),
-        };
-        for reply in self.runs.drain(..) {
-            let _ = reply.send(Err(ending.echo()));
-        }
-        self.publish();
-    }
-
-    fn denied(&self, denial: Denial) -> EngineError {
-        let needed = match denial {
-            Denial::NotReady => "it is not ready yet",
-            Denial::MachineLost => "it has no machine any more; it can be stopped and removed",
-            Denial::StoppedForGood => "it was stopped and does not start again",
-            Denial::BeingRemoved => "it is being removed",
-            Denial::NotRunning | Denial::HasExited | Denial::BeingStarted => "not now",
-        };
-        EngineError::WrongState {
-            subject: format!("sandbox {}", self.life.id),
-            state: format!("{:?}", plan::phase(&self.life, &self.seen)).to_lowercase(),
-            needed: needed.to_owned(),
-        }
-    }
-
-    /// Answers those whose wish is fulfilled.
-    fn settle_waiters(&mut self) {
-        if self.life.machine.is_none() && self.life.goal != Goal::Run {
-            for reply in self.stops.drain(..) {
-                let _ = reply.send(Ok(()));
-            }
-        }
-        self.runs.retain(|reply| !reply.is_closed());
-        self.stops.retain(|reply| !reply.is_closed());
-        self.removes.retain(|reply| !reply.is_closed());
-    }
-
-    // ---- outcomes
-
-    async fn apply(&mut self, outcome: Outcome) {
-        match outcome {
-            Outcome::Prepared(result) => self.prepared(result).await,
-            Outcome::Submitted(submitted) => self.submitted(submitted).await,
-            Outcome::Located(result) => self.located(result).await,
-            Outcome::Opened(result) => self.opened(result).await,
-            Outcome::Taken(result) => self.taken(result).await,
-            Outcome::Checked(Ok(())) => self.seen.doubted = false,
-            Outcome::Checked(Err(ended)) => self.ended(Phase::Ready, ended).await,
-            Outcome::Quiesced(errors) => {
-                if !errors.is_empty() {
-                    tracing::info!(sandbox = %self.life.id, errors = ?errors, "the machine did not end its work cleanly; it is destroyed all the same");
-                }
-                self.seen.quiesced = true;
-            }
-            Outcome::Gone => self.gone().await,
-            Outcome::Forgotten(Ok(())) => {}
-            Outcome::Forgotten(Err(error)) => {
-                tracing::warn!(sandbox = %self.life.id, error = %error, "the record could not be deleted yet");
-            }
-        }
-        self.publish();
-    }
-
-    async fn prepared(&mut self, result: Result<Box<Machine>, Ended>) {
-        let machine = match result {
-            Ok(machine) => machine,
-            Err(mut ended) => {
-                if self.life.passed_over > 0
-                    && let Some(refusal) = self.refusal.take()
-                {
-                    ended.cause = refusal;
-                }
-                return self.ended(Phase::Intended, ended).await;
-            }
-        };
-        self.life.tries += 1;
-        self.life.machine = Some(*machine);
-        self.seen = Seen::default();
-        // The intent has to be durable before the provider hears of it.
-        if let Err(error) = self.save().await {
-            self.life.machine = None;
-            let cause = Cause::of(error.kind(), &error);
-            self.ended(Phase::Intended, Ended::because(cause)).await;
-        }
-    }
-
-    async fn submitted(&mut self, submitted: Submitted) {
-        match submitted {
-            Submitted::Named(seen) => {
-                self.life.timeline.allocated = Some(self.node.now());
-                if let Some(machine) = &mut self.life.machine {
-                    machine.id = Some(MachineId(seen.id.clone()));
-                    machine.user_data = UserData::default();
-                }
-                self.absorb(&seen);
-                self.save_or_later().await;
-            }
-            Submitted::Refused { ended, uncertain } => {
-                if let Some(machine) = &mut self.life.machine {
-                    machine.doomed = true;
-                }
-                if !uncertain {
-                    self.life.machine = None;
-                }
-                self.ended(Phase::Submitted, ended).await;
-            }
-        }
-    }
-
-    /// Takes over what the provider said with its answer, so that a machine that runs at once costs no further call.
-    fn absorb(&mut self, seen: &SeenMachine) {
-        let addresses = seen.addresses.clone().unwrap_or_default();
-        if matches!(boot::judge(seen), boot::Judged::Runs) && !addresses.agent.is_empty() {
-            self.runs_at(Located { endpoint: addresses.agent, ips: addresses.ips });
-        }
-    }
-
-    fn runs_at(&mut self, located: Located) {
-        self.seen.running = true;
-        self.life.ips = located.ips;
-        if let Some(machine) = &mut self.life.machine {
-            machine.endpoint = located.endpoint;
-        }
-        let now = self.node.now();
-        self.life.timeline.booted.get_or_insert(now);
-    }
-
-    async fn located(&mut self, result: Result<Located, Ended>) {
-        match result {
-            Ok(located) => self.runs_at(located),
-            Err(ended) => self.ended(Phase::Allocated, ended).await,
-        }
-    }
-
-    async fn opened(&mut self, result: Result<Opened, Ended>) {
-        let opened = match result {
-            Ok(opened) => opened,
-            Err(ended) => {
-                let phase = if self.life.was_ready { Phase::Ready } else { Phase::Booted };
-                return self.ended(phase, ended).await;
-            }
-        };
-        let hello = opened.session.hello().clone();
-        let now = self.node.now();
-        if let Some(machine) = &mut self.life.machine {
-            machine.identity = Some(opened.identity);
-            machine.boot_id = hello.boot_id;
-            machine.kernel_release = hello.kernel_release;
-        }
-        if !self.life.was_ready {
-            let kernel_started = now.checked_sub(hello.now);
-            self.life.timeline.kernel_started = kernel_started;
-            self.life.timeline.agent_started =
-                kernel_started.and_then(|started| started.checked_add(hello.agent_started));
-            self.life.timeline.enrolled = Some(now);
-            self.save_or_later().await;
-        }
-        self.seen.session = true;
-        self.seen.bound = false;
-        self.link.send_replace(Some(opened.session));
-    }
-
-    async fn taken(&mut self, result: Result<Taken, SessionError>) {
-        let taken = match result {
-            Ok(taken) => taken,
-            Err(error) => return self.not_taken(error).await,
-        };
-        self.seen.bound = true;
-        self.link_since = Instant::now();
-        self.events = Some(taken.events);
-        if self.life.ips.is_empty() {
-            self.life.ips = taken.bound.ips;
-        }
-        if !self.life.was_ready {
-            self.life.was_ready = true;
-            let now = self.node.now();
-            self.life.timeline.bound = Some(now);
-            self.life.timeline.ready = Some(now);
-            self.save_or_later().await;
-            self.publish();
-        }
-        for reply in self.runs.drain(..) {
-            let _ = reply.send(Ok(self.life.id.clone()));
-        }
-    }
-
-    async fn not_taken(&mut self, error: SessionError) {
-        let broke = matches!(
-            error.kind(),
-            FailureKind::Unavailable | FailureKind::TimedOut | FailureKind::Internal
-        );
-        self.link_broke();
-        if broke && (self.life.was_ready || self.link_breaks < BIND_BREAKS_MAX) {
-            return;
-        }
-        let phase = if self.life.was_ready { Phase::Ready } else { Phase::Bound };
-        self.ended(phase, Ended::because(Cause::from(&error))).await;
-    }
-
-    async fn observe(&mut self, event: Option<Result<WatchEvent, SessionError>>) {
-        match event {
-            Some(Ok(event)) => {
-                let session = self.link.borrow().clone();
-                if let Some(session) = session {
-                    self.containers.observe(event, &session).await;
-                }
-            }
-            Some(Err(error)) => {
-                tracing::info!(sandbox = %self.life.id, error = %Cause::from(&error).chain(), "the session to the agent broke; it is opened again");
-                self.link_broke();
-            }
-            None => self.link_broke(),
-        }
-        self.publish();
-    }
-
-    fn link_broke(&mut self) {
-        self.events = None;
-        self.link.send_replace(None);
-        self.seen.session = false;
-        self.seen.bound = false;
-        self.containers.session_ended();
-        let lasted = self.link_since.elapsed() >= LINK_STABLE;
-        self.link_breaks = if lasted { 1 } else { self.link_breaks.saturating_add(1) };
-    }
-
-    /// The boot failed, or the machine is lost. What exists of the machine is destroyed.
-    async fn ended(&mut self, phase: Phase, ended: Ended) {
-        self.drop_link();
-        if let Some(machine) = &mut self.life.machine {
-            machine.doomed = true;
-        }
-        if ended.capacity
-            && !self.life.was_ready
-            && self.life.goal == Goal::Run
-            && phase != Phase::Intended
-        {
-            self.life.passed_over += 1;
-            self.refusal = Some(ended.cause);
-            return self.save_or_later().await;
-        }
-        tracing::warn!(sandbox = %self.life.id, phase = ?phase, error = %ended.cause.chain(), "the sandbox failed");
-        let failure = Failure { phase, cause: ended.cause, console: ended.console };
-        if self.life.was_ready {
-            let message = failure.cause.chain();
-            self.containers.machine_gone("MachineLost", &message).await;
-        }
-        self.life.failure = Some(failure.clone());
-        self.save_or_later().await;
-        self.publish();
-        for reply in self.runs.drain(..) {
-            let _ = reply.send(Err(sandbox_failed(&failure)));
-        }
-    }
-
-    async fn gone(&mut self) {
-        self.drop_link();
-        self.containers.machine_gone("Error", "its sandbox was stopped").await;
-        self.life.machine = None;
-        self.seen = Seen::default();
-        self.save_or_later().await;
-    }
-
-    fn drop_link(&mut self) {
-        if self.seen.session {
-            self.link_broke();
-        }
-        self.seen = Seen { submitted: self.seen.submitted, ..Seen::default() };
-    }
-
     fn forget(&self) -> impl Future<Output = Outcome> + Send + 'static + use<> {
         let node = self.node.clone();
         let mut changes = self.containers.deletions();
@@ -677,8 +317,6 @@ impl SandboxTask {
             Outcome::Forgotten(answer)
         }
     }
-
-    // ---- record and board
 
     async fn save(&mut self) -> Result<(), EngineError> {
         self.node.commit(vec![Change::Put(sandbox::encode(&self.life))]).await?;
@@ -748,27 +386,5 @@ async fn without_provider(node: Arc<Node>, life: Life, step: Step, error: Engine
     }
 }
 
-fn sandbox_failed(failure: &Failure) -> EngineError {
-    EngineError::SandboxFailed {
-        phase: failure.phase,
-        next: "what was made of its machine is destroyed, and asking again starts over".to_owned(),
-        console: failure.console.clone(),
-        cause: failure.cause.clone(),
-    }
-}
-
-fn wait_with<T>(waiters: &mut Vec<Reply<T>>, reply: Reply<T>, id: &SandboxId) {
-    if waiters.len() < WAITERS_MAX {
-        waiters.push(reply);
-    } else {
-        let busy = EngineError::Busy(format!("{WAITERS_MAX} calls wait for sandbox {id} already"));
-        let _ = reply.send(Err(busy));
-    }
-}
-
 const REQUESTS_MAX: usize = 64;
-const WAITERS_MAX: usize = 64;
 const SAVE_AGAIN: Duration = Duration::from_secs(5);
-/// A session that lasted this long was a good one.
-const LINK_STABLE: Duration = Duration::from_secs(30);
-const BIND_BREAKS_MAX: u32 = 3;

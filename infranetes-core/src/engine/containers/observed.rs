@@ -1,0 +1,80 @@
+//! What the machine says of its containers, and what its end means for them.
+
+use std::sync::Arc;
+
+use super::Containers;
+use crate::engine::admission::ContainerWish;
+use crate::ids::ContainerId;
+use crate::record::{Change, container};
+use crate::session::{AgentSession, ObservedContainer, WatchEvent};
+use crate::status::ContainerState;
+
+impl Containers {
+    /// Applies what the machine tells by itself.
+    pub(crate) async fn observe(&mut self, event: WatchEvent, session: &Arc<dyn AgentSession>) {
+        match event {
+            WatchEvent::Snapshot(seen) => {
+                let known: Vec<ContainerId> = self.held.keys().cloned().collect();
+                for id in known.iter().filter(|id| !seen.iter().any(|one| one.id == **id)) {
+                    self.vanished(id).await;
+                }
+                for one in seen {
+                    if self.held.contains_key(&one.id) {
+                        self.changed(one, session).await;
+                    } else if !self.coming.contains_key(&one.id) {
+                        self.discard(one.id, Some(session));
+                    }
+                }
+            }
+            WatchEvent::Changed(seen) => self.changed(seen, session).await,
+            WatchEvent::Removed(id) => self.vanished(&id).await,
+        }
+    }
+
+    pub(super) async fn changed(
+        &mut self,
+        seen: ObservedContainer,
+        session: &Arc<dyn AgentSession>,
+    ) {
+        let Some(held) = self.held.get_mut(&seen.id) else { return };
+        let before = held.life.clone();
+        held.take(&seen);
+        if held.life != before {
+            self.keep(&seen.id).await;
+        }
+        self.pump(&seen.id, Some(session));
+    }
+
+    /// The machine does not know it any more, and we did not ask for that.
+    pub(super) async fn vanished(&mut self, id: &ContainerId) {
+        let now = self.node.now();
+        let Some(held) = self.held.get_mut(id) else { return };
+        let removal = held.doing.as_ref().is_some_and(|doing| doing.wish == ContainerWish::Remove);
+        if !removal && held.life.state != ContainerState::Exited {
+            held.end(now, "Error", "its machine does not know it any more");
+            self.keep(id).await;
+        }
+    }
+
+    /// The machine is gone, or is about to be: what has not ended has ended now.
+    pub(crate) async fn machine_gone(&mut self, reason: &str, message: &str) {
+        self.abandon_coming();
+        let now = self.node.now();
+        let mut changes = Vec::new();
+        for held in self.held.values_mut() {
+            if let Some(pump) = held.pump.take() {
+                pump.abort.abort();
+            }
+            if held.life.state != ContainerState::Exited {
+                held.end(now, reason, message);
+                changes.push(Change::Put(container::encode(&held.life)));
+                self.node.board.post_container(held.life.status());
+            }
+        }
+        if !changes.is_empty()
+            && let Err(error) = self.node.commit(changes).await
+        {
+            tracing::warn!(sandbox = %self.sandbox, error = %error, "the end of containers could not be recorded");
+        }
+    }
+}
