@@ -20,9 +20,10 @@ pub fn probe(path: &Path, sha256: Option<&str>) -> Result<Manifest, LoadError> {
 /// Has `program` (`infranetes-probe`) open the very bytes that were vetted.
 pub(crate) async fn in_child(program: &Path, vetted: &Vetted) -> Result<(), LoadError> {
     let refused = |outcome: String| LoadError::Probe { path: vetted.path.clone(), outcome };
+    let digest = vetted.digest()?;
     let child = Command::new(program)
         .arg("--sha256")
-        .arg(&vetted.sha256)
+        .arg(digest)
         .arg(&vetted.path)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

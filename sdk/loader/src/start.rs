@@ -57,7 +57,7 @@ pub struct PluginSpec {
 #[derive(Clone)]
 pub struct LoadedPlugin {
     manifest: Manifest,
-    sha256: String,
+    sha256: Option<String>,
     instance: String,
     path: PathBuf,
     providers: Providers,
@@ -115,7 +115,7 @@ impl Loader {
         let name = std::any::type_name::<P>();
         let start = |host, request: Vec<u8>| start_linked::<P>(name, "linked", host, &request);
         let (remote, description) = self.run(start, &spec).await?;
-        let file = LoadedFile { manifest: Manifest::of_linked(name), sha256: String::new() };
+        let file = LoadedFile { manifest: Manifest::of_linked(name), sha256: None };
         Ok(LoadedPlugin::new(file, spec, &description, remote))
     }
 
@@ -316,9 +316,9 @@ impl LoadedPlugin {
         &self.manifest
     }
 
-    /// The file's SHA-256 digest, in hex.
-    pub fn sha256(&self) -> &str {
-        &self.sha256
+    /// The file's SHA-256 digest, in hex, when one was pinned.
+    pub fn sha256(&self) -> Option<&str> {
+        self.sha256.as_deref()
     }
 
     /// The instance's name.
@@ -352,7 +352,7 @@ impl fmt::Debug for LoadedPlugin {
 /// What is kept of a vetted file once it is open for ever.
 pub(crate) struct LoadedFile {
     pub(crate) manifest: Manifest,
-    sha256: String,
+    sha256: Option<String>,
 }
 
 impl std::ops::Deref for LoadedFile {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -17,8 +17,8 @@ use crate::manifest::{self, Manifest};
 pub struct Vetted {
     /// What it says about itself.
     pub manifest: Manifest,
-    /// Its SHA-256 digest, in hex.
-    pub sha256: String,
+    /// Its SHA-256 digest, in hex, when one was pinned. [`Vetted::digest`] has it in any case.
+    pub sha256: Option<String>,
     pub(crate) file: File,
     pub(crate) path: PathBuf,
 }
@@ -48,17 +48,38 @@ pub fn vet(path: &Path, sha256: Option<&str>) -> Result<Vetted, LoadError> {
     }
 
     let data = read(path, &mut file, metadata.len())?;
-    let found = hex::encode(Sha256::digest(&data));
-    if let Some(expected) = sha256
-        && !expected.trim().trim_start_matches("sha256:").eq_ignore_ascii_case(&found)
+    // Hashing is by far the dearest step where a CPU is emulated: only for those who compare.
+    let found = sha256.map(|_| hex::encode(Sha256::digest(&data)));
+    if let (Some(expected), Some(found)) = (sha256, &found)
+        && !expected.trim().trim_start_matches("sha256:").eq_ignore_ascii_case(found)
     {
-        return Err(LoadError::Digest { path: path.into(), expected: expected.into(), found });
+        let (expected, found) = (expected.into(), found.clone());
+        return Err(LoadError::Digest { path: path.into(), expected, found });
     }
 
     let section = elf::manifest_section(path, &data)?;
     let manifest = manifest::parse(path, section)?;
     manifest.check(path)?;
     Ok(Vetted { manifest, sha256: found, file, path: path.into() })
+}
+
+impl Vetted {
+    /// The SHA-256 digest of the file, in hex. Reads the whole file where none was pinned: call it where blocking is allowed.
+    pub fn digest(&self) -> Result<String, LoadError> {
+        if let Some(digest) = &self.sha256 {
+            return Ok(digest.clone());
+        }
+        let read = |source| LoadError::Read { path: self.path.clone(), source };
+        let (mut hash, mut piece, mut offset) = (Sha256::new(), vec![0; PIECE_BYTES], 0);
+        loop {
+            let bytes = self.file.read_at(&mut piece, offset).map_err(read)?;
+            if bytes == 0 {
+                return Ok(hex::encode(hash.finalize()));
+            }
+            hash.update(&piece[..bytes]);
+            offset += bytes as u64;
+        }
+    }
 }
 
 /// Nobody but root and us may change what is at `path`. In a sticky directory others may only add.
@@ -96,3 +117,4 @@ fn read(path: &Path, file: &mut File, bytes: u64) -> Result<Vec<u8>, LoadError> 
 
 /// Debug builds with all their symbols stay well below.
 const BYTES_MAX: u64 = 1 << 30;
+const PIECE_BYTES: usize = 256 * 1024;

@@ -36,5 +36,5 @@ fn a_manifest_is_text_that_people_can_read() {
 fn a_manifest_can_be_read_without_loading() {
     let vetted = infranetes_loader::vet(&fixture("hello"), None).expect("a good file");
     assert_eq!(vetted.manifest.symbol, "INFRANETES_PROVIDER_V1_fixture_hello");
-    assert_eq!(vetted.sha256.len(), 64);
+    assert_eq!(vetted.digest().expect("a digest").len(), 64);
 }

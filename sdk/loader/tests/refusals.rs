@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use common::{Memory, chain, fixture, load_trouble, patched};
-use infranetes_loader::{LoadError, Loader, PluginSpec};
+use infranetes_loader::{LoadError, Loader, PluginSpec, vet};
 
 /// Loads `path` and checks that the refusal says all of `expected`.
 async fn check(path: &Path, expected: &[&str]) -> LoadError {
@@ -104,14 +104,17 @@ async fn a_wrong_digest_is_refused_and_the_right_one_is_not() {
     let path = fixture("hello");
     let spec = PluginSpec::new("hello", &path).with_config_json(r#"{"network":"n"}"#);
     let loaded = Loader::new().load(spec.clone()).await.expect("no digest pinned");
-    let digest = loaded.sha256().to_owned();
+    assert_eq!(loaded.sha256(), None);
+    let digest = vet(&path, None).expect("vetted").digest().expect("a digest");
 
     let wrong = "0".repeat(64);
     let error = check_spec(spec.clone().with_sha256(&wrong), &[&digest, &wrong, "pins"]).await;
     assert!(matches!(error, LoadError::Digest { .. }));
 
     for right in [digest.clone(), format!("sha256:{digest}"), digest.to_uppercase()] {
-        Loader::new().load(spec.clone().with_sha256(right)).await.expect("the right digest");
+        let spec = spec.clone().with_sha256(right);
+        let loaded = Loader::new().load(spec).await.expect("the right digest");
+        assert_eq!(loaded.sha256(), Some(digest.as_str()));
     }
 }
 
