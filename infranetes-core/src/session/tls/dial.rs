@@ -3,8 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -36,17 +36,14 @@ pub(super) type Tls = TlsStream<Socket>;
 pub(super) struct Socket {
     stream: Pin<Box<dyn Stream>>,
     heard: Arc<AtomicBool>,
+    /// Held strongly, as `speaks`, from the peer's first word on.
+    speaking: Weak<()>,
+    speaks: Option<Arc<()>>,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Send> Stream for S {}
-
-impl Socket {
-    fn new(stream: impl Stream + 'static) -> Self {
-        Self { stream: Box::pin(stream), heard: Arc::default() }
-    }
-}
 
 impl AsyncRead for Socket {
     fn poll_read(
@@ -55,8 +52,8 @@ impl AsyncRead for Socket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let read = self.stream.as_mut().poll_read(cx, buffer);
-        if !buffer.filled().is_empty() {
-            self.heard.store(true, Ordering::Relaxed);
+        if !buffer.filled().is_empty() && !self.heard.swap(true, Ordering::Relaxed) {
+            self.speaks = self.speaking.upgrade();
         }
         read
     }
@@ -106,12 +103,13 @@ impl Endpoint {
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
     ) -> Result<Tls, SessionError> {
-        self.dial_unless_silent(config, name, HANDSHAKE_TIMEOUT).await
+        self.dial_unless_silent(config, name, HANDSHAKE_TIMEOUT, Weak::new()).await
     }
 
     /// As [`Endpoint::dial`], for a machine that may still boot: tries again for a while. What is refused is asked again
     /// soon; an attempt that hangs is left hanging for a moment while others start, because a forwarder that took a
-    /// connection before the guest had a network may need seconds to notice that it has one.
+    /// connection before the guest had a network may need seconds to notice that it has one. Once somebody speaks, no more
+    /// attempts keep a slow machine from its answer.
     pub(super) async fn dial_booting(
         &self,
         config: &Arc<ClientConfig>,
@@ -120,9 +118,12 @@ impl Endpoint {
         let end = Instant::now() + PATIENCE;
         let mut attempts = FuturesUnordered::new();
         let mut last = self.not_yet(io::ErrorKind::TimedOut.into());
+        let speaking = Arc::new(());
         loop {
-            if attempts.len() < ATTEMPTS_MAX {
-                attempts.push(self.dial_unless_silent(Arc::clone(config), name.clone(), SILENCE));
+            if attempts.len() < ATTEMPTS_MAX && Arc::strong_count(&speaking) == 1 {
+                let (config, name, weak) =
+                    (Arc::clone(config), name.clone(), Arc::downgrade(&speaking));
+                attempts.push(self.dial_unless_silent(config, name, SILENCE, weak));
             }
             tokio::select! {
                 Some(result) = attempts.next() => match result {
@@ -145,13 +146,15 @@ impl Endpoint {
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
         silence: Duration,
+        speaking: Weak<()>,
     ) -> Result<Tls, SessionError> {
         let timed_out = || self.not_yet(io::ErrorKind::TimedOut.into());
         let begun = Instant::now();
-        let socket = timeout(silence.min(CONNECT_TIMEOUT), self.connect())
+        let stream = timeout(silence.min(CONNECT_TIMEOUT), self.connect())
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             .map_err(|cause| self.not_yet(cause))?;
+        let socket = Socket { stream, heard: Arc::default(), speaking, speaks: None };
         let heard = Arc::clone(&socket.heard);
         let mut handshake = tokio_rustls::TlsConnector::from(config).connect(name, socket);
         let shaken = match timeout_at(begun + silence, &mut handshake).await {
@@ -183,14 +186,14 @@ impl Endpoint {
         }
     }
 
-    async fn connect(&self) -> io::Result<Socket> {
+    async fn connect(&self) -> io::Result<Pin<Box<dyn Stream>>> {
         match self {
             Self::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
                 stream.set_nodelay(true)?;
-                Ok(Socket::new(stream))
+                Ok(Box::pin(stream))
             }
-            Self::Unix(path) => Ok(Socket::new(UnixStream::connect(path).await?)),
+            Self::Unix(path) => Ok(Box::pin(UnixStream::connect(path).await?)),
         }
     }
 }
@@ -231,10 +234,10 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long one call waits for a booting machine.
 const PATIENCE: Duration = Duration::from_secs(5);
 const RETRY_AFTER: Duration = Duration::from_millis(20);
-const HEDGE_AFTER: Duration = Duration::from_millis(50);
+const HEDGE_AFTER: Duration = Duration::from_millis(100);
 /// How long an attempt at a booting machine may hang without a word.
 const SILENCE: Duration = Duration::from_secs(1);
-const ATTEMPTS_MAX: usize = 24;
+const ATTEMPTS_MAX: usize = 10;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
