@@ -5,7 +5,7 @@
 //! use infranetes_loader::{Loader, PluginSpec};
 //!
 //! let spec = PluginSpec::new("cheap", "/usr/lib/infranetes/libinfranetes_provider_qemu.so")
-//!     .with_config_json(r#"{ "image": "/var/lib/infranetes/guest" }"#);
+//!     .with_config_json(r#"{ "kernel": "/usr/lib/infranetes/guest/vmlinux" }"#);
 //! let plugin = Loader::new().load(spec).await?;
 //! let pods = plugin.pods().expect("qemu provides machines");
 //! # drop(pods); Ok(()) }
