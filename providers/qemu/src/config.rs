@@ -9,7 +9,7 @@ use serde::Deserialize;
 /// ```toml
 /// [config]
 /// kernel = "/usr/lib/infranetes/guest/vmlinux"
-/// initramfs = "/usr/lib/infranetes/guest/initramfs.cpio"
+/// initramfs = "/usr/lib/infranetes/guest/initramfs"
 /// accel = "auto"                    # or "kvm", "tcg"
 /// max_machines = 110
 /// memory_floor_mib = 256
@@ -72,7 +72,7 @@ impl Default for Config {
         Self {
             qemu: PathBuf::from("qemu-system-x86_64"),
             kernel: PathBuf::from("/usr/lib/infranetes/guest/vmlinux"),
-            initramfs: PathBuf::from("/usr/lib/infranetes/guest/initramfs.cpio"),
+            initramfs: PathBuf::from("/usr/lib/infranetes/guest/initramfs"),
             accel: Accel::Auto,
             machine: "pc,i8042=off,smm=off,vmport=off,usb=off".to_owned(),
             firmware: None,
