@@ -14,15 +14,19 @@ usage: infranetes-agent --user-data FILE --plugins DIR --state DIR
                         [--listen tcp://ADDRESS:PORT | unix:///PATH] [--log error|warn|info|debug]
                         [--own-machine | --isolate [--hostname NAME]]
        infranetes-agent --version
+       infranetes-agent --pause
 
   --own-machine  hostname and kernel parameters of this machine are the pod's
-  --isolate      run in new namespaces, which are the machine then";
+  --isolate      run in new namespaces, which are the machine then
+  --pause        only wait and reap: the first process of a pid namespace that containers share";
 
 /// What was asked for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
     /// Run.
     Run(Args),
+    /// Only wait and reap.
+    Pause,
     /// Print the version.
     Version,
     /// Print the usage.
@@ -74,6 +78,7 @@ impl Command {
             let name = arg.to_str().ok_or(UsageError::NotText)?;
             match name {
                 "--version" => return Ok(Self::Version),
+                "--pause" => return Ok(Self::Pause),
                 "--help" | "-h" => return Ok(Self::Help),
                 "--own-machine" => given.own = true,
                 "--isolate" => given.isolate = true,

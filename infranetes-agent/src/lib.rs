@@ -20,6 +20,7 @@ pub mod isolate;
 pub mod lines;
 pub mod listener;
 pub mod machine;
+pub mod pause;
 pub mod plugins;
 pub mod reaper;
 pub mod run;

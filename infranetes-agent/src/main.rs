@@ -8,7 +8,7 @@ use infranetes_agent::invitation::Invitation;
 use infranetes_agent::lines::{self, chain};
 use infranetes_agent::run::Agent;
 use infranetes_agent::times::BootTimes;
-use infranetes_agent::{boot, isolate, plugins, reaper};
+use infranetes_agent::{boot, isolate, pause, plugins, reaper};
 
 fn main() -> ExitCode {
     let times = BootTimes::starting();
@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     }
     let args = match Command::parse(std::env::args_os().skip(1)) {
         Ok(Command::Run(args)) => args,
+        Ok(Command::Pause) => return pause::run(),
         Ok(Command::Version) => {
             println!("infranetes-agent {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;

@@ -56,9 +56,20 @@ pub fn container(name: &str, image: &str, command: &[&str]) -> cri::ContainerCon
         image: Some(cri::ImageSpec { image: image.to_owned(), ..Default::default() }),
         command: command.iter().map(|word| (*word).to_owned()).collect(),
         log_path: format!("{name}.log"),
-        linux: Some(cri::LinuxContainerConfig::default()),
+        linux: Some(own_processes()),
         ..Default::default()
     }
+}
+
+/// As the kubelet has it unless a pod shares its processes.
+fn own_processes() -> cri::LinuxContainerConfig {
+    let pid = cri::NamespaceMode::Container as i32;
+    let options = cri::NamespaceOption { pid, ..Default::default() };
+    let security = cri::LinuxContainerSecurityContext {
+        namespace_options: Some(options),
+        ..Default::default()
+    };
+    cri::LinuxContainerConfig { security_context: Some(security), ..Default::default() }
 }
 
 impl Client {

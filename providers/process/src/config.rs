@@ -27,8 +27,8 @@ pub struct Config {
     pub plugins: PathBuf,
     /// Configuration of the agent's plugins by name (`NAME` of `NAME.so`), key by key before what `NAME.json` says. In its
     /// text, `{machine}` stands for the machine's directory and `{cgroup}` for the cgroup below which its containers go.
-    /// A plugin named `oci` or `…_oci` gets `run = "{machine}/run"`, `cgroup_parent = "{cgroup}"`, and a shell
-    /// as `pause`, unless they are given.
+    /// A plugin named `oci` or `…_oci` gets `run = "{machine}/run"`, `cgroup_parent = "{cgroup}"`, and the
+    /// agent's own program as `pause`, unless they are given.
     pub plugin_config: BTreeMap<String, Map<String, Value>>,
     /// Where machines keep their files; absent: the instance's state directory. One instance per directory. At most 75
     /// bytes long (65 with the oci plugin), because sockets are below it.

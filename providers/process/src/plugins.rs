@@ -70,7 +70,7 @@ fn defaults(name: &str) -> Map<String, Value> {
     let own = json!({
         "run": "{machine}/run",
         "cgroup_parent": "{cgroup}",
-        "pause": ["/bin/sh", "-c", PAUSE],
+        "pause": PAUSE,
     });
     match own {
         Value::Object(defaults) if is_oci => defaults,
@@ -100,7 +100,8 @@ fn fill(value: &mut Value, words: Words<'_>) {
 }
 
 /// Holds a pid namespace: a shell that waits reaps whatever is left to it.
-const PAUSE: &str = "while :; do sleep 86400 & wait $!; done";
+/// The plugin lives in the agent's process, so this is the agent's program.
+const PAUSE: [&str; 2] = ["/proc/self/exe", "--pause"];
 
 #[cfg(test)]
 mod tests {

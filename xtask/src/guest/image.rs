@@ -70,6 +70,8 @@ impl Inputs<'_> {
         for (path, bytes, origin) in programs {
             layout.add(&path, Entry::program(bytes), origin)?;
         }
+        let config = Entry::file(OCI_CONFIG.as_bytes().to_vec());
+        layout.add("usr/lib/infranetes/plugins/oci.json", config, Origin::ours())?;
         layout.tree.add("init", Entry::symlink(AGENT))?;
         self.linker(&bytes, layout)?;
         for (name, library) in self.libraries.closure(&bytes)? {
@@ -233,3 +235,5 @@ const LIBRARY_DIR: &str = "usr/lib/x86_64-linux-gnu";
 const LINKER_DIR: &str = "usr/lib64";
 /// 30 MiB: what a machine's boot may spend on it.
 const LIMIT: u64 = 30 << 20;
+/// What the container plugin is told in the guest: the agent, in whose process it lives, holds shared pid namespaces.
+const OCI_CONFIG: &str = "{\"pause\": [\"/proc/self/exe\", \"--pause\"]}\n";
