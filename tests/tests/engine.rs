@@ -187,6 +187,31 @@ async fn a_vanished_machine_makes_its_sandbox_fail_and_it_can_be_stopped_and_rem
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_machine_that_outlives_its_agents_first_certificate_is_met_again() {
+    let hour = Duration::from_secs(3600);
+    let world = world(|scenario| scenario.certificate_life = hour);
+    let engine = world.start().await.unwrap();
+    let id = engine.run_sandbox(pod("web")).await.unwrap();
+    // Renewals that fail are tried again, and the session goes on meanwhile.
+    world.fleet.refuse_renewals(5);
+    for _ in 0..10 * 60 {
+        sleep(hour / 60).await;
+        assert_eq!(engine.sandbox(&id).unwrap().phase, Phase::Ready);
+        assert_eq!(world.fleet.connections(), 1, "the session broke");
+    }
+    assert_eq!(world.fleet.renewals_to_refuse(), 0);
+    world.fleet.cut_all();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.fleet.connections(), 2);
+    // The node's next process has it, too.
+    engine.abort();
+    let engine = world.start().await.unwrap();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.fleet.connections(), 3);
+    assert_eq!(engine.sandbox(&id).unwrap().reason, "");
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_orphans_that_are_surely_ours_are_destroyed_and_not_in_a_hurry() {
     let world = world(|_| {});
     let provider = FakeProvider::new(world.cloud.clone(), world.scenario.script.clone());

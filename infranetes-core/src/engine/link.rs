@@ -1,5 +1,6 @@
 //! The steps between a machine that runs and an agent that serves: enrol, connect, bind, and connect again.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,11 @@ use crate::engine::calls::Calls;
 use crate::engine::life::{Life, Machine};
 use crate::engine::node::{Node, spread};
 use crate::engine::retry::Backoff;
-use crate::engine::timeouts::{AGENT_CALL, AGENT_DIAL, BOTH_SILENT, LOOK, VANISHED, poll_pause};
+use crate::engine::timeouts::{
+    AGENT_CALL, AGENT_DIAL, BOTH_SILENT, CERTIFICATE_LOOK, LOOK, ROTATION, VANISHED, poll_pause,
+};
 use crate::error::{Cause, FailureKind};
+use crate::ids::SandboxId;
 use crate::session::{AgentIdentity, AgentSession, Binding, Bound, SessionError, WatchEvent};
 
 /// A session, and who it is with.
@@ -142,6 +146,22 @@ pub(crate) async fn bind(
         Ok(Taken { bound, events })
     };
     bounded(limit, once).await
+}
+
+/// Looks again and again whether the agent's certificate is due for another, for as long as the session lasts.
+///
+/// A failure changes nothing about the session: the certificate is renewed at its half-life, so many looks are left.
+pub(crate) async fn keep_certificate(
+    sandbox: SandboxId,
+    session: Arc<dyn AgentSession>,
+) -> Infallible {
+    loop {
+        if let Err(error) = bounded(ROTATION, session.rotate_if_due()).await {
+            let chain = Cause::from(&error).chain();
+            tracing::warn!(sandbox = %sandbox, error = %chain, again_in = ?CERTIFICATE_LOOK, "the agent's certificate could not be renewed");
+        }
+        sleep(CERTIFICATE_LOOK).await;
+    }
 }
 
 /// Connects again to a machine that was ready, for as long as the machine may still be.

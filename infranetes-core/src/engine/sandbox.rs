@@ -3,6 +3,7 @@
 mod outcomes;
 mod requests;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub(crate) struct SandboxTask {
     requests: mpsc::Receiver<Request>,
     link: watch::Sender<Option<Arc<dyn AgentSession>>>,
     events: Option<BoxStream<'static, Result<WatchEvent, SessionError>>>,
+    /// Looks after the session for as long as it lasts.
+    upkeep: Option<BoxFuture<'static, Infallible>>,
     containers: Containers,
     step: Option<Running>,
     /// Tells a create call that nobody wants its machine any more.
@@ -94,6 +97,7 @@ impl SandboxTask {
             requests,
             link,
             events: None,
+            upkeep: None,
             containers,
             step: None,
             abandon: watch::Sender::new(false),
@@ -165,6 +169,12 @@ impl SandboxTask {
                 None => std::future::pending().await,
             }
         };
+        let upkeep = async {
+            match &mut self.upkeep {
+                Some(upkeep) => upkeep.as_mut().await,
+                None => std::future::pending().await,
+            }
+        };
         let unsaved = self.unsaved;
         tokio::select! {
             biased;
@@ -186,6 +196,7 @@ impl SandboxTask {
                 self.containers.apply(done, session.as_ref()).await;
             }
             () = sleep(SAVE_AGAIN), if unsaved => self.save_or_later().await,
+            never = upkeep => match never {},
         }
         true
     }

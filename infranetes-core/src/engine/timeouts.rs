@@ -31,6 +31,10 @@ pub(crate) const QUIESCE_LOGS: Duration = Duration::from_secs(5);
 pub(crate) const AGENT_CALL: Duration = Duration::from_secs(10);
 /// One attempt to enrol or to connect.
 pub(crate) const AGENT_DIAL: Duration = Duration::from_secs(8);
+/// A new certificate for an agent: two calls.
+pub(crate) const ROTATION: Duration = Duration::from_secs(20);
+/// How often it is asked whether one is due; the shortest life of a certificate is ten minutes.
+pub(crate) const CERTIFICATE_LOOK: Duration = Duration::from_secs(60);
 /// Layers on their way into a machine.
 pub(crate) const IMPORT: Duration = Duration::from_secs(600);
 /// From the agent's word that a container ended until its watch says how.
@@ -107,6 +111,8 @@ mod tests {
             ("settle < stop", SETTLE + LOOK, STOP_CALL),
             ("vanished < both silent", VANISHED, BOTH_SILENT),
             ("commit < container call", COMMIT, CONTAINER_CALL),
+            ("two calls < a rotation", AGENT_CALL, ROTATION),
+            ("rotation < until the next", ROTATION, CERTIFICATE_LOOK),
         ];
         for (what, inner, outer) in table {
             assert!(inner < outer, "{what}: {inner:?} is not shorter than {outer:?}");

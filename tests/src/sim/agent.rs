@@ -2,6 +2,7 @@
 //! their machines.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +17,7 @@ use infranetes_core::session::{
 };
 use infranetes_provider_fake::{FakeCloud, MachineView, Phase};
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::sim::random::Random;
 use crate::sim::seam::Seams;
@@ -34,11 +35,18 @@ pub struct Fleet {
     random: Mutex<Random>,
     /// How often of a hundred a call to an agent breaks the session.
     pub break_percent: u64,
+    /// How long an agent's certificate is good for.
+    pub certificate_life: Duration,
+    /// How many more renewals of certificates fail.
+    refuse_renewals: Mutex<u32>,
+    connections: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Agent {
     enrolled_as: Option<String>,
+    /// When its certificate runs out.
+    trusted_until: Option<Instant>,
     sandbox: String,
     containers: BTreeMap<ContainerId, Container>,
     /// Sessions of an older number are cut.
@@ -64,6 +72,7 @@ impl Fleet {
         promises: Arc<Promises>,
         seed: u64,
         break_percent: u64,
+        certificate_life: Duration,
     ) -> Arc<Self> {
         Arc::new(Self {
             cloud,
@@ -73,6 +82,9 @@ impl Fleet {
             changed: Arc::default(),
             random: Mutex::new(Random::new(seed)),
             break_percent,
+            certificate_life,
+            refuse_renewals: Mutex::default(),
+            connections: AtomicU64::default(),
         })
     }
 
@@ -99,6 +111,21 @@ impl Fleet {
     /// Cuts every session.
     pub fn cut_all(&self) {
         self.each(|agent| agent.cut += 1);
+    }
+
+    /// Lets the next `count` renewals of certificates fail.
+    pub fn refuse_renewals(&self, count: u32) {
+        *self.refuse_renewals.lock().unwrap_or_else(PoisonError::into_inner) = count;
+    }
+
+    /// How many renewals are still to fail.
+    pub fn renewals_to_refuse(&self) -> u32 {
+        *self.refuse_renewals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many sessions were ever opened.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::SeqCst)
     }
 
     fn each(&self, change: impl Fn(&mut Agent)) {
@@ -159,6 +186,7 @@ impl AgentConnector for SimConnector {
             Some(_) => Some("it is enrolled already"),
             None => {
                 agent.enrolled_as = Some(ticket.agent_name.clone());
+                agent.trusted_until = Some(Instant::now() + fleet.certificate_life);
                 None
             }
         });
@@ -181,15 +209,17 @@ impl AgentConnector for SimConnector {
         fleet.seams.pass("agent: before connect").await;
         fleet.travel().await;
         let machine = fleet.machine_at(endpoint)?;
-        let (enrolled_as, sandbox_id, cut) = fleet.with(&machine.id, |agent| {
-            (agent.enrolled_as.clone(), agent.sandbox.clone(), agent.cut)
+        let (enrolled_as, trusted_until, sandbox_id, cut) = fleet.with(&machine.id, |agent| {
+            (agent.enrolled_as.clone(), agent.trusted_until, agent.sandbox.clone(), agent.cut)
         });
-        if enrolled_as.as_ref() != Some(&identity.agent_name) {
+        let expired = trusted_until.is_some_and(|until| until <= Instant::now());
+        if enrolled_as.as_ref() != Some(&identity.agent_name) || expired {
             return Err(SessionError::Untrusted {
                 endpoint: endpoint.to_owned(),
-                problem: "it has no certificate".to_owned(),
+                problem: "it has no certificate that is good".to_owned(),
             });
         }
+        fleet.connections.fetch_add(1, Ordering::SeqCst);
         fleet.seams.pass("agent: after connect").await;
         let hello = AgentHello {
             boot_id: format!("{}-{}", machine.id, machine.boots),
@@ -300,7 +330,27 @@ impl AgentSession for SimSession {
     }
 
     async fn rotate_if_due(&self) -> Result<(), SessionError> {
-        Ok(())
+        let fleet = &self.0.fleet;
+        let life = fleet.certificate_life;
+        let until = {
+            let agents = fleet.agents.lock().unwrap_or_else(PoisonError::into_inner);
+            agents.get(&self.0.machine).and_then(|agent| agent.trusted_until)
+        };
+        if until.is_none_or(|until| Instant::now() + life / 2 < until) {
+            return Ok(());
+        }
+        self.0
+            .call("rotate", |agent| {
+                let mut refuse =
+                    fleet.refuse_renewals.lock().unwrap_or_else(PoisonError::into_inner);
+                if *refuse > 0 {
+                    *refuse -= 1;
+                    return Err(refused(FailureKind::Internal, "it cannot write its key"));
+                }
+                agent.trusted_until = Some(Instant::now() + life);
+                Ok(())
+            })
+            .await
     }
 
     async fn missing_layers(&self, image: &MachineImage) -> Result<Vec<String>, SessionError> {

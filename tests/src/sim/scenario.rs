@@ -24,6 +24,8 @@ pub struct Scenario {
     pub down: Duration,
     /// How often of a hundred a call to an agent breaks its session.
     pub break_percent: u64,
+    /// How long an agent's certificate is good for.
+    pub certificate_life: Duration,
     /// How often of a hundred a kubelet asks twice, gives up half-way, or ends a pod early.
     pub restless_percent: u64,
     /// Machines may end by themselves in this world.
@@ -65,6 +67,7 @@ impl Scenario {
             crashes: Vec::new(),
             down: Duration::from_secs(1),
             break_percent: 0,
+            certificate_life: CERTIFICATE_LIFE,
             restless_percent: 0,
             mortal: false,
             sabotage: Sabotage::None,
@@ -87,6 +90,7 @@ impl Scenario {
             script: script(&mut random, mortal),
             crashes,
             down: Duration::from_millis(random.below(20_000)),
+            certificate_life: CERTIFICATE_LIFE,
             break_percent: if random.percent(40) { random.below(12) } else { 0 },
             restless_percent: if random.percent(60) { random.below(40) } else { 0 },
             mortal,
@@ -156,3 +160,6 @@ fn kind(random: &mut Random) -> ErrorKind {
     ];
     kinds[random.below(kinds.len() as u64) as usize]
 }
+
+/// The shortest that a daemon takes.
+const CERTIFICATE_LIFE: Duration = Duration::from_secs(600);

@@ -137,6 +137,7 @@ impl World {
             promises.clone(),
             scenario.seed ^ 0xA6E7,
             scenario.break_percent,
+            scenario.certificate_life,
         );
         let entropy = Arc::new(SimEntropy(Mutex::new(Random::new(scenario.seed ^ 0xE7))));
         Self {

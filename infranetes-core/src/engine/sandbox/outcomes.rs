@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{Outcome, SandboxTask};
 use crate::engine::boot::{self, Ended, Located, Submitted};
 use crate::engine::life::{Failure, Goal, Machine, UserData};
-use crate::engine::link::{Opened, Taken};
+use crate::engine::link::{self, Opened, Taken};
 use crate::engine::plan::Seen;
 use crate::error::{Cause, EngineError, FailureKind};
 use crate::ids::MachineId;
@@ -147,6 +147,9 @@ impl SandboxTask {
         self.seen.bound = true;
         self.link_since = Instant::now();
         self.events = Some(taken.events);
+        let session = self.link.borrow().clone();
+        let upkeep = session.map(|session| link::keep_certificate(self.life.id.clone(), session));
+        self.upkeep = upkeep.map(|upkeep| Box::pin(upkeep) as _);
         if self.life.ips.is_empty() {
             self.life.ips = taken.bound.ips;
         }
@@ -195,6 +198,7 @@ impl SandboxTask {
 
     pub(super) fn link_broke(&mut self) {
         self.events = None;
+        self.upkeep = None;
         self.link.send_replace(None);
         self.seen.session = false;
         self.seen.bound = false;
