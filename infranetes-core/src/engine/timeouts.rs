@@ -60,22 +60,44 @@ pub(crate) const CREATE_CALLS_MAX: u32 = 6;
 pub(crate) const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 impl PhaseTimeouts {
+    /// The name of the timeout that contradicts another, and what it would have to be; `None` when all fit together.
+    pub fn contradiction(&self) -> Option<(&'static str, &'static str)> {
+        let rules = [
+            (
+                self.run_call < KUBELET_RUN,
+                "run_call",
+                "the kubelet gives up after 4m; it has to be shorter",
+            ),
+            (self.provider_call > Duration::ZERO, "provider_call", "it has to be longer than 0s"),
+            (
+                self.provider_call < self.run_call,
+                "provider_call",
+                "it has to be shorter than run_call",
+            ),
+            (
+                self.provider_call < STOP_CALL,
+                "provider_call",
+                "it has to be shorter than 100s, so that a stop can be answered in time",
+            ),
+            (self.bind < self.run_call, "bind", "it has to be shorter than run_call"),
+            (
+                AGENT_DIAL < self.enrol,
+                "enrol",
+                "it has to be longer than 8s, the time of one attempt",
+            ),
+            (self.boot > Duration::ZERO, "boot", "it has to be longer than 0s"),
+        ];
+        let broken = rules.into_iter().find(|(holds, ..)| !holds);
+        broken.map(|(_, name, problem)| (name, problem))
+    }
+
     /// Says what is wrong with a handler's timeouts, if anything is.
     pub(crate) fn check(&self, handler: &str) -> Result<(), EngineError> {
-        let rules = [
-            (self.provider_call > Duration::ZERO, "provider_call must be longer than nothing"),
-            (self.provider_call < self.run_call, "provider_call must be shorter than run_call"),
-            (self.provider_call < STOP_CALL, "provider_call must be shorter than 100 s"),
-            (self.bind < self.run_call, "bind must be shorter than run_call"),
-            (AGENT_DIAL < self.enrol, "enrol must be longer than 8 s"),
-            (self.boot > Duration::ZERO, "boot must be longer than nothing"),
-            (self.run_call < KUBELET_RUN, "run_call must be shorter than the kubelet's 240 s"),
-        ];
-        match rules.iter().find(|(holds, _)| !holds) {
+        match self.contradiction() {
             None => Ok(()),
-            Some((_, problem)) => Err(EngineError::Invalid {
-                field: format!("timeouts of handler {handler:?}"),
-                problem: (*problem).to_owned(),
+            Some((name, problem)) => Err(EngineError::Invalid {
+                field: format!("timeout {name} of handler {handler:?}"),
+                problem: problem.to_owned(),
             }),
         }
     }

@@ -193,12 +193,10 @@ fn timeouts(handler: &str, written: file::Timeouts) -> Result<PhaseTimeouts> {
         bind: read("bind", written.bind, default.bind)?,
         run_call: read("run_call", written.run_call, default.run_call)?,
     };
-    if timeouts.run_call >= KUBELET_RUN_LIMIT {
-        let key = ["handlers", handler, "timeouts", "run_call"];
-        let problem = "the kubelet gives up after 4m; the daemon has to answer before that";
-        return Err(Invalid::new(&key, problem));
+    match timeouts.contradiction() {
+        Some((key, problem)) => Err(Invalid::new(&["handlers", handler, "timeouts", key], problem)),
+        None => Ok(timeouts),
     }
-    Ok(timeouts)
 }
 
 fn images(written: file::Images, state_dir: &Path) -> Result<Images> {
@@ -335,5 +333,3 @@ const LOG_FORMAT: &str = "text";
 const MAX_SOCKET_PATH: usize = 107;
 const MAX_CPU_MILLIS: u64 = 1_024_000;
 const MAX_MEMORY_BYTES: u64 = 64 << 40;
-/// The kubelet's limit for RunPodSandbox.
-const KUBELET_RUN_LIMIT: Duration = Duration::from_secs(240);

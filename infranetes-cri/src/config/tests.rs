@@ -167,6 +167,25 @@ fn a_wrong_file_is_refused_with_line_and_hint() {
             "c.toml:4: handlers.vm.timeouts.run_call: the kubelet gives up after 4m",
         ),
         (
+            with("[handlers.vm.timeouts]\nboot = \"5m\"\nprovider_call = \"100s\""),
+            "c.toml:5: handlers.vm.timeouts.provider_call: it has to be shorter than 100s",
+        ),
+        (
+            with(
+                "[handlers.vm.timeouts]\nbind = \"30s\"\nrun_call = \"20s\"\nprovider_call = \"10s\"",
+            ),
+            "c.toml:4: handlers.vm.timeouts.bind: it has to be shorter than run_call",
+        ),
+        (
+            // What contradicts may be a default: then the line is its table's.
+            with("[handlers.vm.timeouts]\nrun_call = \"1m\""),
+            "c.toml:3: handlers.vm.timeouts.provider_call: it has to be shorter than run_call",
+        ),
+        (
+            with("[handlers.vm.timeouts]\nenrol = \"8s\""),
+            "c.toml:4: handlers.vm.timeouts.enrol: it has to be longer than 8s",
+        ),
+        (
             with("[handlers.vm.timeouts]\nboot = \"0s\""),
             "c.toml:4: handlers.vm.timeouts.boot: \"0s\" is not between 100ms and 3600s",
         ),
