@@ -51,11 +51,11 @@ pub enum EngineError {
     #[error("an image of this node cannot be read")]
     ImageUnreadable(#[source] Cause),
     /// The sandbox did not become ready, or lost its machine.
-    #[error("the sandbox failed while {}; {next}{}", phase_words(*phase), tail(console))]
+    #[error("the sandbox failed while {}", phase_words(*phase))]
     SandboxFailed {
         /// The phase that failed.
         phase: Phase,
-        /// What happens next, for people.
+        /// What happens next, for people: see [`EngineError::report`].
         next: String,
         /// The console's last lines, or empty.
         console: String,
@@ -247,6 +247,22 @@ impl EngineError {
 }
 
 impl EngineError {
+    /// All of it for people: the sentence, its causes, what happens next, and then the console's last lines, as many as fit
+    /// into what is shown of an event (see [`REPORT_BYTES`]). Only the causes, which come first, can make it longer.
+    pub fn report(&self) -> String {
+        let mut text = Cause::of(self.kind(), self).chain();
+        let Self::SandboxFailed { next, console, .. } = self else { return text };
+        text.push_str("; ");
+        text.push_str(next);
+        let room = REPORT_BYTES.saturating_sub(text.len() + CONSOLE_WORDS.len());
+        let lines = last_lines(console, room.max(CONSOLE_BYTES_LEAST));
+        if !lines.is_empty() {
+            text.push_str(CONSOLE_WORDS);
+            text.push_str(lines);
+        }
+        text
+    }
+
     /// The same failure for another caller that joined: sentences are kept, inner types are not.
     pub(crate) fn echo(&self) -> Self {
         match self {
@@ -335,13 +351,86 @@ fn phase_words(phase: Phase) -> &'static str {
     }
 }
 
-fn tail(console: &str) -> String {
-    if console.is_empty() {
-        String::new()
-    } else {
-        format!("; the console ends with:\n{console}\n")
+/// The last lines that fit into so many bytes; of a line that is longer than that, its end.
+fn last_lines(text: &str, room: usize) -> &str {
+    let text = text.trim_end();
+    if text.len() <= room {
+        return text;
+    }
+    let mut start = text.len() - room;
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    // A cut at the end of a line is a cut between lines.
+    let begins_line = text.as_bytes().get(start - 1) == Some(&b'\n');
+    let cut = &text[start..];
+    match cut.split_once('\n') {
+        Some((_, whole)) if !begins_line => whole,
+        _ => cut,
     }
 }
 
+/// `kubectl describe` shows 1024 bytes of an event, and the kubelet puts about a hundred of its own first.
+pub const REPORT_BYTES: usize = 900;
+/// However long the causes are, this much of a console is there for those who see more than an event.
+const CONSOLE_BYTES_LEAST: usize = 300;
+const CONSOLE_WORDS: &str = "; the console ends with:\n";
 /// A chain of causes is cut here, so that a cycle cannot make it endless.
 const CAUSES_MAX: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(cause: &str, console: &str) -> EngineError {
+        EngineError::SandboxFailed {
+            phase: Phase::Allocated,
+            next: "asking again starts over".to_owned(),
+            console: console.to_owned(),
+            cause: Cause::from_texts(
+                FailureKind::TimedOut,
+                vec!["it did not run within 120s".to_owned(), cause.to_owned()],
+            ),
+        }
+    }
+
+    #[test]
+    fn a_report_says_phase_cause_and_what_happens_next_before_the_console() {
+        let head = "the sandbox failed while its machine booted: it did not run within 120s: \
+                    quota; asking again starts over";
+        assert_eq!(failed("quota", "").report(), head);
+        assert_eq!(
+            failed("quota", "one\nKernel panic\n\n").report(),
+            format!("{head}; the console ends with:\none\nKernel panic")
+        );
+        assert_eq!(EngineError::Busy("5 boot".into()).report(), "5 boot; try again later");
+    }
+
+    #[test]
+    fn a_report_keeps_the_end_of_a_long_console_in_whole_lines() {
+        let console: String = (0..400).map(|n| format!("[{n:>4}] all is well, ä\n")).collect();
+        let report = failed("quota", &format!("{console}Kernel panic\n")).report();
+        assert!(report.len() <= REPORT_BYTES && report.len() > REPORT_BYTES - 40, "{report}");
+        assert!(report.ends_with("[ 399] all is well, ä\nKernel panic"), "{report}");
+        let shown = report.split_once("ends with:\n").map(|(_, lines)| lines);
+        assert!(shown.is_some_and(|lines| lines.starts_with('[')), "{report}");
+        // Causes are never cut for the console's sake, and some of it is always there.
+        let long = failed(&"x".repeat(2000), &"ä".repeat(2000)).report();
+        assert!(long.contains(&"x".repeat(2000)) && long.ends_with(&"ä".repeat(150)), "{long}");
+        assert!(long.len() < 2600);
+    }
+
+    #[test]
+    fn lines_are_cut_between_them_where_that_is_possible() {
+        for (text, room, expected) in [
+            ("ab\ncd", 5, "ab\ncd"),
+            ("ab\ncd", 4, "cd"),
+            ("ab\ncd", 2, "cd"),
+            ("ab\ncd", 1, "d"),
+            ("ääää", 3, "ä"),
+            ("\n\n", 9, ""),
+        ] {
+            assert_eq!(last_lines(text, room), expected, "{text:?} {room}");
+        }
+    }
+}

@@ -44,17 +44,6 @@ fn pod(name: &str) -> SandboxSpec {
     }
 }
 
-fn text(error: &EngineError) -> String {
-    let mut text = error.to_string();
-    let mut next = std::error::Error::source(error);
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
-}
-
 async fn until(
     limit: Duration,
     engine: &Engine,
@@ -117,7 +106,7 @@ async fn what_changes_nothing_is_not_asked_again() {
         let engine = world.start().await.unwrap();
         let error = engine.run_sandbox(pod("web")).await.unwrap_err();
         assert_eq!(world.cloud.calls(Method::Create), 1, "{kind}");
-        let text = text(&error);
+        let text = error.report();
         assert!(text.contains("while its machine was created"), "{text}");
         assert!(text.contains("the account has 5 of 5 machines"), "{text}");
         assert!(text.contains("asking again starts over"), "{text}");
@@ -158,10 +147,11 @@ async fn a_machine_that_never_runs_fails_with_phase_and_console_and_is_destroyed
     let machine = world.cloud.machines().remove(0);
     world.cloud.print(&machine.id, b"Kernel panic - not syncing: no init\n");
     let error = run.await.unwrap().unwrap_err();
-    let text = text(&error);
+    let text = error.report();
     assert!(text.contains("while its machine booted"), "{text}");
     assert!(text.contains("Kernel panic - not syncing: no init"), "{text}");
     assert!(text.contains("did not run within 120s"), "{text}");
+    assert!(text.ends_with("no init"), "the console is not last: {text}");
     let id = engine.sandboxes()[0].id.clone();
     until(Duration::from_secs(60), &engine, &id, |_| world.cloud.alive() == 0).await;
     assert_eq!(engine.sandbox(&id).unwrap().phase, Phase::Failed);

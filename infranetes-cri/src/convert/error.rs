@@ -54,7 +54,7 @@ pub fn from_refusal(refusal: Refusal) -> Status {
 
 /// A failure of the engine, for the wire.
 pub fn from_engine(error: EngineError) -> Status {
-    from_kind(error.kind(), &error)
+    Status::new(code(error.kind()), fit(error.report()))
 }
 
 /// An error with its kind, for the wire: its sentence, and those of its causes.
@@ -132,6 +132,24 @@ mod tests {
         let long = from_refusal(Refusal::invalid("config.labels", "ä".repeat(9000) + "end"));
         assert!(long.message().len() < MAX_MESSAGE + 10);
         assert!(long.message().starts_with("config.labels: ä") && long.message().ends_with("end"));
+    }
+
+    #[test]
+    fn of_a_failed_start_the_reason_comes_before_the_console_and_both_fit_into_an_event() {
+        let status = from_engine(EngineError::SandboxFailed {
+            phase: infranetes_core::status::Phase::Submitted,
+            next: "asking again starts over".into(),
+            console: "boot message\n".repeat(500) + "Kernel panic",
+            cause: infranetes_core::error::Cause::new(
+                FailureKind::Exhausted,
+                "the account has 5 of 5 machines",
+            ),
+        });
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        let text = status.message();
+        let reason = "the sandbox failed while its machine was created: the account has 5 of 5 machines; asking again starts over; the console ends with:\nboot";
+        assert!(text.starts_with(reason) && text.ends_with("\nKernel panic"), "{text}");
+        assert!(text.len() <= 900, "{}", text.len());
     }
 
     #[test]
