@@ -79,7 +79,7 @@ async fn containers_end_with_their_true_exit_codes(case: &mut Case) -> Result<()
     for (name, script, code, reason) in [
         ("zero", "exit 0", 0, "Completed"),
         ("seven", "exit 7", 7, "Error"),
-        ("killed", "kill -9 $$", 137, "Error"),
+        ("killed", "sh -c 'kill -9 $$'; exit $?", 137, "Error"),
     ] {
         let config = container(name, &case.image, &["sh", "-c", script]);
         let id = client.run_container(&sandbox, &pod, config).await?;
@@ -87,6 +87,12 @@ async fn containers_end_with_their_true_exit_codes(case: &mut Case) -> Result<()
         let status = client.wait_container(&id, exited, EXIT_LIMIT).await?;
         ensure!((status.exit_code, status.reason.as_str()) == (code, reason), "{name}: {status:?}");
     }
+
+    let stubborn = container("stubborn", &case.image, &["sleep", "600"]);
+    let stubborn = client.run_container(&sandbox, &pod, stubborn).await?;
+    client.stop_container(&stubborn, 1).await?;
+    let status = client.container(&stubborn).await?.status.unwrap_or_default();
+    ensure!(status.exit_code == 137 && status.finished_at >= status.started_at, "{status:?}");
 
     let sleeper = container("sleeper", &case.image, &["sleep", "600"]);
     let sleeper = client.run_container(&sandbox, &pod, sleeper).await?;
@@ -113,8 +119,8 @@ async fn containers_end_with_their_true_exit_codes(case: &mut Case) -> Result<()
     let error = client.runtime.start_container(request).await.err();
     let said = error.map(|status| status.message().to_owned()).unwrap_or_default();
     ensure!(said.contains("/no/such/command"), "{said:?}");
-    let status = client.container(&id).await?.status.unwrap_or_default();
-    ensure!(status.state == ContainerState::ContainerExited as i32, "{status:?}");
+    // The machine tells how it ended right after its answer.
+    let status = client.wait_container(&id, ContainerState::ContainerExited, EXIT_LIMIT).await?;
     ensure!(status.reason == "StartError" && status.exit_code != 0, "{status:?}");
     Ok(())
 }

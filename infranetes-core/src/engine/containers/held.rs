@@ -33,14 +33,15 @@ impl Held {
         if life.state == ContainerState::Exited {
             return;
         }
-        life.started_at = seen.started_at.or(life.started_at);
+        // The machine's clock may differ from the node's: what was told once stays, and an end is never before a start.
+        life.started_at = life.started_at.or(seen.started_at);
         match seen.state {
             // The watch may lag behind the answer to a start.
             ObservedState::Created => {}
             ObservedState::Running => life.state = ContainerState::Running,
             ObservedState::Exited => {
                 life.state = ContainerState::Exited;
-                life.finished_at = seen.finished_at;
+                life.finished_at = seen.finished_at.max(life.started_at);
                 life.exit_code = seen.exit_code;
                 life.reason = short(&seen.reason);
                 life.message = short(&seen.message);
