@@ -25,6 +25,10 @@ pub trait LogFiles: Send + Sync + 'static {
 #[async_trait]
 pub trait LogFile: Send {
     /// Appends a chunk: whole lines with tag `F`, what was cut short with tag `P`, each stream by itself.
+    ///
+    /// Every line that the chunk ends can be read by others when this returns, not only after the next `flush`: people
+    /// follow a log while it is written. A write that fails leaves no half line behind. What waits for its end of line may
+    /// be kept back.
     async fn append(&mut self, chunk: &LogChunk) -> std::io::Result<()>;
 
     /// Hands all that was appended to the operating system, what waits for its end of line included (tag `P`), and

@@ -125,6 +125,9 @@ pub trait AgentSession: Send + Sync + 'static {
 #[async_trait]
 pub trait LogSource: Send {
     /// The next piece; `None` when the container's output ended and all of it came.
+    ///
+    /// Has to be cancel-safe: a call that is dropped before it answered has taken nothing, and the next one gives the piece.
+    /// The engine waits for it and for others at once, and drops it whenever another comes first.
     async fn next(&mut self) -> Result<Option<LogChunk>, SessionError>;
 
     /// Everything up to this sequence number is durable on the node.
