@@ -123,9 +123,11 @@ pub struct ContainerStatus {
     pub image_id: String,
     /// Where it is in its life.
     pub state: ContainerState,
-    /// When it was created.
+    /// When the wish for it arrived; `None` for one that a former version made.
+    pub wanted_at: Option<SystemTime>,
+    /// When its machine had it, ready to start.
     pub created_at: SystemTime,
-    /// When it started.
+    /// When it started, by the node's clock as all of these.
     pub started_at: Option<SystemTime>,
     /// When it ended.
     pub finished_at: Option<SystemTime>,

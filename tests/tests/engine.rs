@@ -7,14 +7,16 @@ use std::time::Duration;
 use infranetes_core::engine::Engine;
 use infranetes_core::error::{EngineError, FailureKind};
 use infranetes_core::ids::SandboxId;
-use infranetes_core::spec::{Dns, PidMode, PodIdentity, SandboxResources, SandboxSpec};
-use infranetes_core::status::{Phase, SandboxStatus};
+use infranetes_core::spec::{
+    ContainerSpec, Dns, PidMode, PodIdentity, SandboxResources, SandboxSpec,
+};
+use infranetes_core::status::{ContainerState, Phase, SandboxStatus};
 use infranetes_provider_fake::{
     Failure, FakeProvider, FaultAction, Method, Outcome, Script, Span, When,
 };
 use infranetes_sdk::pod::{CreateRequest, MachineType};
 use infranetes_sdk::{CallContext, ErrorKind, PodProvider};
-use infranetes_tests::sim::{Scenario, World};
+use infranetes_tests::sim::{Scenario, World, plain_container};
 use tokio::time::{Instant, sleep};
 
 fn world(change: impl FnOnce(&mut Scenario)) -> World {
@@ -199,6 +201,49 @@ async fn a_machine_that_outlives_its_agents_first_certificate_is_met_again() {
     sleep(Duration::from_secs(60)).await;
     assert_eq!(world.fleet.connections(), 3);
     assert_eq!(engine.sandbox(&id).unwrap().reason, "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_containers_steps_are_told_by_the_nodes_clock_in_their_order() {
+    // The agents of this world live in 1970.
+    let world = world(|_| {});
+    let engine = world.start().await.unwrap();
+    let sandbox = engine.run_sandbox(pod("web")).await.unwrap();
+    let id = engine.create_container(&sandbox, plain_container()).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    engine.start_container(&id).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    engine.stop_container(&id, Duration::from_secs(1)).await.unwrap();
+    let status = engine.container(&id).unwrap();
+    let steps = [
+        status.wanted_at.unwrap(),
+        status.image_ready_at.unwrap(),
+        status.created_at,
+        status.started_at.unwrap(),
+        status.finished_at.unwrap(),
+    ];
+    assert!(steps.windows(2).all(|pair| pair[0] < pair[1]), "{steps:?}");
+    assert!(steps[4].duration_since(steps[0]).unwrap() < Duration::from_secs(5), "{steps:?}");
+
+    // What happened while no engine lived happened after what is known, and before now.
+    let spec = ContainerSpec { attempt: 1, ..plain_container() };
+    let unseen = engine.create_container(&sandbox, spec).await.unwrap();
+    engine.start_container(&unseen).await.unwrap();
+    engine.abort();
+    world.fleet.end_all();
+    let engine = world.start().await.unwrap();
+    assert_eq!(engine.container(&id).unwrap().wanted_at, status.wanted_at);
+    let begin = Instant::now();
+    let status = loop {
+        let status = engine.container(&unseen).unwrap();
+        if status.state == ContainerState::Exited {
+            break status;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(60), "{status:?}");
+        sleep(Duration::from_millis(100)).await;
+    };
+    assert!(status.started_at.unwrap() > status.created_at, "{status:?}");
+    assert_eq!(status.finished_at, status.started_at);
 }
 
 #[tokio::test(start_paused = true)]

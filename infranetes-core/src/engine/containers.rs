@@ -10,7 +10,7 @@ mod observed;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
 use sha2::{Digest, Sha256};
@@ -66,6 +66,7 @@ struct Doing {
 struct Coming {
     spec: Arc<ContainerSpec>,
     fingerprint: String,
+    wanted_at: SystemTime,
     replies: Vec<Reply<ContainerId>>,
     abort: AbortHandle,
 }
@@ -82,7 +83,7 @@ pub(crate) enum Done {
 /// A container that its machine has.
 pub(crate) struct Brought {
     image_id: String,
-    image_ready_at: std::time::SystemTime,
+    image_ready_at: SystemTime,
     mark: LogMark,
 }
 
@@ -184,7 +185,9 @@ impl Containers {
         };
         let name = id.clone();
         let abort = self.work.spawn(async move { Done::Brought(name, guarded(bring.run()).await) });
-        self.coming.insert(id, Coming { spec, fingerprint, replies: vec![reply], abort });
+        let wanted_at = self.node.now();
+        self.coming
+            .insert(id, Coming { spec, fingerprint, wanted_at, replies: vec![reply], abort });
     }
 
     pub(crate) fn ask(
@@ -309,6 +312,7 @@ impl Containers {
             fingerprint: coming.fingerprint,
             image_id: brought.image_id,
             state: ContainerState::Created,
+            wanted_at: Some(coming.wanted_at),
             created_at: self.node.now(),
             started_at: None,
             finished_at: None,

@@ -30,6 +30,9 @@ struct ContainerRecord {
     reason: String,
     message: String,
     image_ready_at: Option<Nanos>,
+    /// The first records do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    wanted_at: Option<Nanos>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -122,6 +125,7 @@ pub(crate) fn encode(life: &ContainerLife) -> Entry {
         reason: life.reason.clone(),
         message: life.message.clone(),
         image_ready_at: opt_nanos(life.image_ready_at),
+        wanted_at: opt_nanos(life.wanted_at),
     };
     codec::encode(Table::Containers, life.id.as_str(), &record)
 }
@@ -151,6 +155,7 @@ pub(crate) fn decode(entry: &Entry) -> Result<ContainerLife, RecordError> {
         reason: record.reason,
         message: record.message,
         image_ready_at: opt_from_nanos(record.image_ready_at),
+        wanted_at: opt_from_nanos(record.wanted_at),
     })
 }
 

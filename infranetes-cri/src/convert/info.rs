@@ -32,8 +32,9 @@ pub fn container_info(
     sandbox: Option<&SandboxStatus>,
 ) -> BTreeMap<String, String> {
     let steps = [
-        ("created", Some(container.created_at)),
+        ("wanted", container.wanted_at),
         ("imageReady", container.image_ready_at),
+        ("created", Some(container.created_at)),
         ("started", container.started_at),
         ("finished", container.finished_at),
     ];
@@ -74,8 +75,8 @@ fn timeline(timeline: &Timeline) -> Value {
 /// `[["step", milliseconds since the first], …]`, in the order in which they were reached.
 fn moments(steps: &[(&str, Option<SystemTime>)]) -> Value {
     let mut reached: Vec<_> = steps.iter().filter_map(|(name, at)| Some((name, (*at)?))).collect();
-    let Some((_, first)) = reached.first().copied() else { return json!([]) };
     reached.sort_by_key(|(_, at)| *at);
+    let Some((_, first)) = reached.first().copied() else { return json!([]) };
     let after = |at: SystemTime| at.duration_since(first).unwrap_or_default().as_millis();
     reached
         .iter()
@@ -107,5 +108,11 @@ mod tests {
             r#"[["wanted",0],["kernelStarted",200],["booted",500]]"#
         );
         assert_eq!(timeline(&Timeline::default()).to_string(), "[]");
+        // The order of time is not that of the list, and what came first is what is counted from.
+        assert_eq!(
+            moments(&[("created", at(1500)), ("started", None), ("imageReady", at(1300))])
+                .to_string(),
+            r#"[["imageReady",0],["created",200]]"#
+        );
     }
 }

@@ -108,6 +108,11 @@ impl Fleet {
         });
     }
 
+    /// Lets every running container end.
+    pub fn end_all(&self) {
+        self.each(|agent| agent.containers.values_mut().for_each(|one| end(one, 1)));
+    }
+
     /// Cuts every session.
     pub fn cut_all(&self) {
         self.each(|agent| agent.cut += 1);

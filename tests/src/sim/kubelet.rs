@@ -82,7 +82,7 @@ impl Kubelet {
 
     async fn container(&mut self, sandbox: &SandboxId) -> Option<ContainerId> {
         for _ in 0..CONTAINER_TRIES {
-            let spec = self.container_spec();
+            let spec = plain_container();
             let answer = self
                 .call("create container", CALL_LIMIT, |engine| {
                     let (sandbox, spec) = (sandbox.clone(), spec.clone());
@@ -334,7 +334,7 @@ impl Kubelet {
 
     fn log_path(&self) -> PathBuf {
         let pod = self.sandbox_spec();
-        pod.log_directory.join(self.container_spec().log_path)
+        pod.log_directory.join(plain_container().log_path)
     }
 
     fn sandbox_spec(&self) -> SandboxSpec {
@@ -358,29 +358,30 @@ impl Kubelet {
             pid_mode: PidMode::Container,
         }
     }
+}
 
-    fn container_spec(&self) -> ContainerSpec {
-        ContainerSpec {
-            name: "main".to_owned(),
-            attempt: 0,
-            image: "busybox".to_owned(),
-            user_specified_image: "busybox".to_owned(),
-            command: vec!["sleep".to_owned(), "1000".to_owned()],
-            args: Vec::new(),
-            working_dir: String::new(),
-            env: Vec::new(),
-            labels: Default::default(),
-            annotations: Default::default(),
-            log_path: "main/0.log".into(),
-            tty: false,
-            stdin: false,
-            stdin_once: false,
-            stop_signal: String::new(),
-            resources: ContainerResources::default(),
-            security: SecuritySpec::default(),
-            pid_mode: None,
-            mounts: Vec::new(),
-        }
+/// A container that asks for nothing special.
+pub fn plain_container() -> ContainerSpec {
+    ContainerSpec {
+        name: "main".to_owned(),
+        attempt: 0,
+        image: "busybox".to_owned(),
+        user_specified_image: "busybox".to_owned(),
+        command: vec!["sleep".to_owned(), "1000".to_owned()],
+        args: Vec::new(),
+        working_dir: String::new(),
+        env: Vec::new(),
+        labels: Default::default(),
+        annotations: Default::default(),
+        log_path: "main/0.log".into(),
+        tty: false,
+        stdin: false,
+        stdin_once: false,
+        stop_signal: String::new(),
+        resources: ContainerResources::default(),
+        security: SecuritySpec::default(),
+        pid_mode: None,
+        mounts: Vec::new(),
     }
 }
 

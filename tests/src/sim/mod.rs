@@ -18,6 +18,7 @@ pub mod seam;
 pub mod store;
 pub mod world;
 
+pub use kubelet::plain_container;
 pub use report::Report;
 pub use scenario::{Sabotage, Scenario};
 pub use world::{History, World};

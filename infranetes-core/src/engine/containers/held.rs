@@ -13,6 +13,27 @@ use crate::error::EngineError;
 use crate::session::{ObservedContainer, ObservedState};
 use crate::status::ContainerState;
 
+/// When the machine told of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// As it came about.
+    AtOnce,
+    /// With the list that begins a session: some time ago.
+    Later,
+}
+
+impl Told {
+    /// When it came about by the node's clock. A guest's clock may be wrong by any time, and its word counts only within what
+    /// can be, and only where nothing better is known.
+    fn moment(self, said: Option<SystemTime>, least: SystemTime, now: SystemTime) -> SystemTime {
+        let at = match self {
+            Self::AtOnce => now,
+            Self::Later => said.unwrap_or(now).min(now),
+        };
+        at.max(least)
+    }
+}
+
 impl Held {
     pub(super) fn new(life: ContainerLife, mark: LogMark) -> Self {
         let exited = watch::Sender::new(life.state == ContainerState::Exited);
@@ -28,20 +49,24 @@ impl Held {
         }
     }
 
-    pub(super) fn take(&mut self, seen: &ObservedContainer) {
+    pub(super) fn take(&mut self, seen: &ObservedContainer, told: Told, now: SystemTime) {
         let life = &mut self.life;
         if life.state == ContainerState::Exited {
             return;
         }
-        // The machine's clock may differ from the node's: what was told once stays, and an end is never before a start.
-        life.started_at = life.started_at.or(seen.started_at);
+        if seen.started_at.is_some() && life.started_at.is_none() {
+            // An end that is told at once says nothing new about a start that was not.
+            let told = if seen.state == ObservedState::Exited { Told::Later } else { told };
+            life.started_at = Some(told.moment(seen.started_at, life.created_at, now));
+        }
         match seen.state {
             // The watch may lag behind the answer to a start.
             ObservedState::Created => {}
             ObservedState::Running => life.state = ContainerState::Running,
             ObservedState::Exited => {
                 life.state = ContainerState::Exited;
-                life.finished_at = seen.finished_at.max(life.started_at);
+                let least = life.started_at.unwrap_or(life.created_at);
+                life.finished_at = Some(told.moment(seen.finished_at, least, now));
                 life.exit_code = seen.exit_code;
                 life.reason = short(&seen.reason);
                 life.message = short(&seen.message);

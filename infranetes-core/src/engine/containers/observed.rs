@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Containers;
+use super::held::Told;
 use crate::engine::admission::ContainerWish;
 use crate::ids::ContainerId;
 use crate::record::{Change, container};
@@ -20,13 +21,13 @@ impl Containers {
                 }
                 for one in seen {
                     if self.held.contains_key(&one.id) {
-                        self.changed(one, session).await;
+                        self.changed(one, Told::Later, session).await;
                     } else if !self.coming.contains_key(&one.id) {
                         self.discard(one.id, Some(session));
                     }
                 }
             }
-            WatchEvent::Changed(seen) => self.changed(seen, session).await,
+            WatchEvent::Changed(seen) => self.changed(seen, Told::AtOnce, session).await,
             WatchEvent::Removed(id) => self.vanished(&id).await,
         }
     }
@@ -34,11 +35,13 @@ impl Containers {
     pub(super) async fn changed(
         &mut self,
         seen: ObservedContainer,
+        told: Told,
         session: &Arc<dyn AgentSession>,
     ) {
+        let now = self.node.now();
         let Some(held) = self.held.get_mut(&seen.id) else { return };
         let before = held.life.clone();
-        held.take(&seen);
+        held.take(&seen, told, now);
         if held.life != before {
             self.keep(&seen.id).await;
         }
