@@ -247,6 +247,31 @@ async fn a_containers_steps_are_told_by_the_nodes_clock_in_their_order() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_agent_that_agreed_to_power_off_is_left_at_once_and_its_last_word_counts() {
+    let world = world(|_| {});
+    let engine = world.start().await.unwrap();
+    let sandbox = engine.run_sandbox(pod("web")).await.unwrap();
+    let id = engine.create_container(&sandbox, plain_container()).await.unwrap();
+    engine.start_container(&id).await.unwrap();
+    assert_eq!(world.fleet.open_sessions(), 1);
+    world.cloud.fail_next(Method::Destroy, FaultAction::Hang);
+    let stop = tokio::spawn({
+        let (engine, sandbox) = (engine.clone(), sandbox.clone());
+        async move { engine.stop_sandbox(&sandbox).await }
+    });
+    let begin = Instant::now();
+    while world.cloud.calls(Method::Destroy) == 0 {
+        assert!(begin.elapsed() < Duration::from_secs(20), "nothing is destroyed");
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(world.fleet.open_sessions(), 0);
+    assert_eq!(world.cloud.machines().len(), 1, "it was left because it is gone");
+    let container = engine.container(&id).unwrap();
+    assert_eq!((container.state, container.exit_code), (ContainerState::Exited, 143));
+    stop.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_orphans_that_are_surely_ours_are_destroyed_and_not_in_a_hurry() {
     let world = world(|_| {});
     let provider = FakeProvider::new(world.cloud.clone(), world.scenario.script.clone());

@@ -40,6 +40,7 @@ pub struct Fleet {
     /// How many more renewals of certificates fail.
     refuse_renewals: Mutex<u32>,
     connections: AtomicU64,
+    open_sessions: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +86,7 @@ impl Fleet {
             certificate_life,
             refuse_renewals: Mutex::default(),
             connections: AtomicU64::default(),
+            open_sessions: Arc::default(),
         })
     }
 
@@ -131,6 +133,11 @@ impl Fleet {
     /// How many sessions were ever opened.
     pub fn connections(&self) -> u64 {
         self.connections.load(Ordering::SeqCst)
+    }
+
+    /// How many sessions are open now: somebody holds them, their streams or their calls.
+    pub fn open_sessions(&self) -> u64 {
+        self.open_sessions.load(Ordering::SeqCst)
     }
 
     fn each(&self, change: impl Fn(&mut Agent)) {
@@ -234,7 +241,9 @@ impl AgentConnector for SimConnector {
             agent_started: Duration::from_millis(300),
             now: Duration::from_millis(500),
         };
-        Ok(Arc::new(SimSession(Line { fleet: fleet.clone(), machine: machine.id, cut, hello })))
+        let open = Arc::new(Open::new(fleet.open_sessions.clone()));
+        let (fleet, machine) = (fleet.clone(), machine.id);
+        Ok(Arc::new(SimSession(Line { fleet, machine, cut, hello, open })))
     }
 }
 
@@ -245,6 +254,23 @@ struct Line {
     machine: String,
     cut: u64,
     hello: AgentHello,
+    open: Arc<Open>,
+}
+
+/// Counts a session for as long as anybody has a part of it.
+struct Open(Arc<AtomicU64>);
+
+impl Open {
+    fn new(count: Arc<AtomicU64>) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 struct SimSession(Line);
@@ -470,7 +496,15 @@ impl AgentSession for SimSession {
                 Ok(())
             })
             .await?;
-        self.0.fleet.cloud.power_off(&self.0.machine);
+        let (cloud, machine) = (self.0.fleet.cloud.clone(), self.0.machine.clone());
+        let open = Arc::downgrade(&self.0.open);
+        tokio::spawn(async move {
+            let begin = Instant::now();
+            while open.strong_count() > 0 && begin.elapsed() < FAREWELL {
+                sleep(Duration::from_millis(10)).await;
+            }
+            cloud.power_off(&machine);
+        });
         Ok(())
     }
 }
@@ -586,3 +620,6 @@ impl LogSource for SimOutput {
             .await
     }
 }
+
+/// How long an agent waits for its node to hang up before it powers off.
+const FAREWELL: Duration = Duration::from_millis(300);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::{FutureExt, StreamExt};
 use infranetes_sdk::pod::Machine as SeenMachine;
 use tokio::time::Instant;
 
@@ -29,6 +30,7 @@ impl SandboxTask {
                 if !errors.is_empty() {
                     tracing::info!(sandbox = %self.life.id, errors = ?errors, "the machine did not end its work cleanly; it is destroyed all the same");
                 }
+                self.hang_up().await;
                 self.seen.quiesced = true;
             }
             Outcome::Gone => self.gone().await,
@@ -196,6 +198,19 @@ impl SandboxTask {
         self.publish();
     }
 
+    /// Ends the session once its machine is about to power off: the agent waits a moment for that. What it told before is
+    /// taken first.
+    async fn hang_up(&mut self) {
+        for _ in 0..LAST_EVENTS_MAX {
+            let told = self.events.as_mut().and_then(|events| events.next().now_or_never());
+            match told {
+                Some(Some(Ok(event))) => self.observe(Some(Ok(event))).await,
+                _ => break,
+            }
+        }
+        self.link_broke();
+    }
+
     pub(super) fn link_broke(&mut self) {
         self.events = None;
         self.upkeep = None;
@@ -263,4 +278,6 @@ fn sandbox_failed(failure: &Failure) -> EngineError {
 
 /// A session that lasted this long was a good one.
 const LINK_STABLE: Duration = Duration::from_secs(30);
+/// The most that is taken of what an agent told before it was left.
+const LAST_EVENTS_MAX: usize = 256;
 const BIND_BREAKS_MAX: u32 = 3;
