@@ -51,6 +51,7 @@ pub(super) fn files(dir: &Path) -> Result<Vec<ModuleFile>> {
     let mut paths = BTreeMap::new();
     for name in &all {
         let bytes = fs::read(dir.join(&modules.files[name])).context("a module cannot be read")?;
+        let bytes = lean(bytes).with_context(|| format!("module {name}"))?;
         let path = modules.files[name].display().to_string();
         let file = if at_boot.contains(name) {
             ModuleFile { path, bytes }
@@ -179,9 +180,77 @@ fn name_of(path: &Path) -> Option<String> {
     Some(name.replace('-', "_"))
 }
 
+/// A module without what only costs time when it is loaded: its signature, which nobody checks who boots this image (the kernel
+/// notes in its log that the module is unsigned), and its types for BPF programs, for which the kernel would read all of its own.
+fn lean(mut module: Vec<u8>) -> Result<Vec<u8>> {
+    if let Some(signed) = module.strip_suffix(SIGNED) {
+        let at = signed.len().checked_sub(SIGNATURE_INFO).context("its signature is cut off")?;
+        let length = signed[at + SIGNATURE_INFO - 4..].try_into().map(u32::from_be_bytes)?;
+        let end = at.checked_sub(length as usize).context("its signature is longer than itself")?;
+        module.truncate(end);
+    }
+    let header = FileHeader64::<Endianness>::parse(&*module)?;
+    let endian = header.endian()?;
+    let sections = header.sections(endian, &*module)?;
+    let Some((index, types)) = sections.section_by_name(endian, b".BTF") else { return Ok(module) };
+    let (from, length) = types.file_range(endian).context("its types are nowhere")?;
+    let headers = usize::try_from(header.e_shoff(endian))?;
+    let size = headers + index.0 * usize::from(header.e_shentsize(endian)) + SECTION_SIZE;
+    let (from, length) = (usize::try_from(from)?, usize::try_from(length)?);
+    // No section of another file offset moves; nothing is left to read in this one.
+    module[from..from + length].fill(0);
+    module[size..size + 8].fill(0);
+    Ok(module)
+}
+
 /// Without a time or a name in it: same module, same bytes.
 fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
     let mut encoder = GzBuilder::new().write(Vec::new(), Compression::best());
     encoder.write_all(bytes)?;
     Ok(encoder.finish()?)
+}
+
+/// How a signed module ends; before it stand the signature and what describes it, the last of which is the signature's length.
+const SIGNED: &[u8] = b"~Module signature appended~\n";
+const SIGNATURE_INFO: usize = 12;
+/// Where in a section's header of a 64-bit ELF file its size stands.
+const SECTION_SIZE: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// This test's own program is an ELF file; one of its sections is given the name that is looked for.
+    fn module_with_types() -> Vec<u8> {
+        let mut program = fs::read(std::env::current_exe().unwrap()).unwrap();
+        let at = program.windows(10).rposition(|name| name == b"\0.comment\0").unwrap();
+        program[at + 1..at + 10].copy_from_slice(b".BTF\0\0\0\0\0");
+        program
+    }
+
+    fn types(module: &[u8]) -> Vec<u8> {
+        let header = FileHeader64::<Endianness>::parse(module).unwrap();
+        let endian = header.endian().unwrap();
+        let sections = header.sections(endian, module).unwrap();
+        let (_, section) = sections.section_by_name(endian, b".BTF").unwrap();
+        section.data(endian, module).unwrap().to_vec()
+    }
+
+    #[test]
+    fn a_lean_module_has_neither_signature_nor_types() {
+        let plain = module_with_types();
+        assert!(!types(&plain).is_empty());
+        let signed = [&plain, &[7; 300][..], &[0; 8], &300_u32.to_be_bytes(), SIGNED].concat();
+        let module = lean(signed).unwrap();
+        assert_eq!(module.len(), plain.len());
+        assert!(types(&module).is_empty());
+        assert_eq!(lean(module.clone()).unwrap(), module);
+    }
+
+    #[test]
+    fn a_signature_that_cannot_be_is_an_error() {
+        let module = [&[0; 8][..], &9_u32.to_be_bytes(), SIGNED].concat();
+        assert!(lean(module).is_err());
+        assert!(lean(SIGNED.to_vec()).is_err());
+    }
 }
