@@ -234,10 +234,12 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long one call waits for a booting machine.
 const PATIENCE: Duration = Duration::from_secs(5);
 const RETRY_AFTER: Duration = Duration::from_millis(20);
-const HEDGE_AFTER: Duration = Duration::from_millis(100);
+/// What a boot waits for at most once its agent listens. An attempt costs next to nothing on either side, because an agent that is
+/// not enrolled answers one of them at a time.
+const HEDGE_AFTER: Duration = Duration::from_millis(40);
 /// How long an attempt at a booting machine may hang without a word.
 const SILENCE: Duration = Duration::from_secs(1);
-const ATTEMPTS_MAX: usize = 10;
+const ATTEMPTS_MAX: usize = 24;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
