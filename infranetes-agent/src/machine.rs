@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use infranetes_agent_protocol::v1::BindRequest;
-use infranetes_sdk::ContainerProvider;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::{Mutex as AsyncMutex, Semaphore, broadcast, mpsc};
 
 use crate::identity::Identity;
 use crate::lines::Pace;
+use crate::plugins::Containers;
 use crate::times::BootTimes;
 
 /// The machine as the sessions see it.
@@ -19,7 +19,7 @@ pub struct Machine {
     /// Who the agent is.
     pub identity: Arc<Identity>,
     /// Runs the containers.
-    pub provider: Arc<dyn ContainerProvider>,
+    pub containers: Containers,
     /// When things happened.
     pub times: Arc<BootTimes>,
     /// New with every start.
@@ -42,7 +42,7 @@ impl Machine {
     /// A machine, and what tells its owner to shut down: the grace that containers get.
     pub fn new(
         identity: Arc<Identity>,
-        provider: Arc<dyn ContainerProvider>,
+        containers: Containers,
         times: Arc<BootTimes>,
         etc: Etc,
         owned: bool,
@@ -50,7 +50,7 @@ impl Machine {
         let (shutdown, requests) = mpsc::channel(1);
         let machine = Self {
             identity,
-            provider,
+            containers,
             times,
             boot_id: boot_id(),
             etc,

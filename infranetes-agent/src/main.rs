@@ -6,6 +6,7 @@ use std::sync::Arc;
 use infranetes_agent::args::{Args, Command, Place, USAGE};
 use infranetes_agent::invitation::Invitation;
 use infranetes_agent::lines::{self, chain};
+use infranetes_agent::plugins::Containers;
 use infranetes_agent::run::Agent;
 use infranetes_agent::times::BootTimes;
 use infranetes_agent::{boot, isolate, pause, plugins, reaper};
@@ -55,7 +56,7 @@ fn serve(args: Args, times: BootTimes) -> Result<(), Box<dyn std::error::Error>>
         let agent = Agent {
             invitation,
             listen: args.listen,
-            provider,
+            containers: Containers::from(provider),
             state: args.state,
             owned: args.place != Place::Shared,
             times: Arc::new(times),

@@ -4,8 +4,48 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures::future::{BoxFuture, Shared};
+use futures::{FutureExt, TryFutureExt};
 use infranetes_loader::{LoadError, Loader, PluginSpec};
-use infranetes_sdk::ContainerProvider;
+use infranetes_sdk::{ContainerProvider, ProviderError};
+
+use crate::lines::chain;
+
+/// The container provider: there, or coming when somebody first asks for it.
+#[derive(Clone)]
+pub struct Containers(Shared<BoxFuture<'static, Loaded>>);
+
+/// The provider, or why there is none.
+type Loaded = Result<Arc<dyn ContainerProvider>, Arc<str>>;
+
+impl Containers {
+    /// One that `load` brings. It begins when the first call needs it, and is tried once: what an image lacks does not come
+    /// by itself, so that every call gets the same answer.
+    pub fn later<E>(
+        load: impl Future<Output = Result<Arc<dyn ContainerProvider>, E>> + Send + 'static,
+    ) -> Self
+    where
+        E: std::error::Error + 'static,
+    {
+        let loaded = load.map_err(|error| {
+            let text = chain(&error);
+            tracing::error!(error = text, "containers cannot be run");
+            Arc::from(text)
+        });
+        Self(loaded.boxed().shared())
+    }
+
+    /// The provider, once it is loaded.
+    pub async fn provider(&self) -> Result<Arc<dyn ContainerProvider>, ProviderError> {
+        self.0.clone().await.map_err(|text| ProviderError::internal(text.as_ref()))
+    }
+}
+
+impl From<Arc<dyn ContainerProvider>> for Containers {
+    fn from(provider: Arc<dyn ContainerProvider>) -> Self {
+        Self(std::future::ready(Ok(provider)).boxed().shared())
+    }
+}
 
 /// Loads the plugins of a directory in the order of their names and answers the first container provider among them. Beside
 /// `NAME.so`, an optional `NAME.json` is its configuration; `STATE/NAME` is its directory.
@@ -93,5 +133,23 @@ mod tests {
         assert!(matches!(error, PluginError::NoProvider { .. }), "{error:?}");
         let error = load(&dir.path().join("none"), dir.path()).await.err().unwrap();
         assert!(matches!(error, PluginError::File { .. }), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_provider_that_comes_later_is_looked_for_once_when_it_is_needed() {
+        let tries = Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let counted = Arc::clone(&tries);
+        let containers = Containers::later(async move {
+            counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let dir = tempfile::tempdir().unwrap();
+            load(dir.path(), &dir.path().join("state")).await
+        });
+        assert_eq!(tries.load(std::sync::atomic::Ordering::Relaxed), 0);
+        for _ in 0..2 {
+            let error = containers.provider().await.err().unwrap();
+            assert_eq!(error.kind, infranetes_sdk::ErrorKind::Internal);
+            assert!(error.message.contains("runs containers"), "{error:?}");
+        }
+        assert_eq!(tries.load(std::sync::atomic::Ordering::Relaxed), 1);
     }
 }

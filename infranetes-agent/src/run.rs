@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use infranetes_sdk::ContainerProvider;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -12,6 +11,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::invitation::Invitation;
 use crate::listener::{Listen, ListenError, Listener};
 use crate::machine::{Etc, Machine};
+use crate::plugins::Containers;
 use crate::times::BootTimes;
 
 /// What an agent is made of.
@@ -21,7 +21,7 @@ pub struct Agent {
     /// Where it listens; what the invitation says where this is absent.
     pub listen: Option<Listen>,
     /// Runs the containers.
-    pub provider: Arc<dyn ContainerProvider>,
+    pub containers: Containers,
     /// Below it, everything is written.
     pub state: PathBuf,
     /// Whether hostname and kernel parameters are the pod's.
@@ -45,7 +45,7 @@ impl Agent {
         let identity = Arc::new(Identity::new(self.invitation, Arc::clone(&self.times))?);
         let etc = Etc::prepare(self.state.join("etc")).map_err(RunError::State)?;
         let (machine, shutdowns) =
-            Machine::new(identity, self.provider, Arc::clone(&self.times), etc, self.owned);
+            Machine::new(identity, self.containers, Arc::clone(&self.times), etc, self.owned);
         let listener = listen.bind().await?;
         self.times.listening();
         tracing::info!(address = %listen, "listening");

@@ -43,7 +43,9 @@ impl Guest {
         let running = Agent {
             invitation: Invitation::parse(&invitation.user_data).unwrap(),
             listen: Some(Listen::Unix(socket.clone())),
-            provider: Arc::new(containers.clone()),
+            containers: (Arc::new(containers.clone())
+                as Arc<dyn infranetes_sdk::ContainerProvider>)
+                .into(),
             state: dir.path().to_owned(),
             owned: false,
             times: Arc::new(BootTimes::starting()),

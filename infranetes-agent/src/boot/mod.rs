@@ -16,11 +16,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
+use infranetes_sdk::ContainerProvider;
 use tracing::level_filters::LevelFilter;
 
 use crate::invitation::{Invitation, InvitationError};
 use crate::lines::{self, chain};
-use crate::plugins::PluginError;
+use crate::plugins::{Containers, PluginError};
 use crate::run::{Agent, RunError};
 use crate::times::BootTimes;
 use crate::{plugins, reaper};
@@ -62,10 +63,7 @@ fn boot(times: BootTimes) -> Result<(), BootError> {
     tracing::debug!("network modules are loaded");
     connect(address.as_ref())?;
     tracing::debug!("the network is up");
-    let overlay = beside(&modules, "overlay", modules::CONTAINERS);
-    let served = serve(invitation, times);
-    joined(overlay)?;
-    served
+    serve(invitation, times, modules)
 }
 
 fn beside(
@@ -105,7 +103,7 @@ fn connect(address: Option<&StaticAddress>) -> Result<(), BootError> {
     }
 }
 
-fn serve(invitation: Invitation, times: BootTimes) -> Result<(), BootError> {
+fn serve(invitation: Invitation, times: BootTimes, modules: Arc<Modules>) -> Result<(), BootError> {
     let state = PathBuf::from(STATE);
     plugins::make_private_dir(&state).map_err(BootError::Mounts)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -114,11 +112,10 @@ fn serve(invitation: Invitation, times: BootTimes) -> Result<(), BootError> {
         .map_err(BootError::Kernel)?;
     runtime.block_on(async {
         let reaper = tokio::spawn(reaper::run());
-        let provider = plugins::load(Path::new(PLUGINS), &state.join("plugins")).await?;
         let agent = Agent {
             invitation,
             listen: None,
-            provider,
+            containers: Containers::later(containers(modules)),
             state,
             owned: true,
             times: Arc::new(times),
@@ -127,6 +124,13 @@ fn serve(invitation: Invitation, times: BootTimes) -> Result<(), BootError> {
         reaper.abort();
         Ok(served?)
     })
+}
+
+/// What a pod needs before its first container, and no sooner: loading it takes longer than all the agent's other steps.
+async fn containers(modules: Arc<Modules>) -> Result<Arc<dyn ContainerProvider>, BootError> {
+    let overlay = tokio::task::spawn_blocking(move || modules.load(modules::CONTAINERS));
+    overlay.await.map_err(|error| BootError::Kernel(io::Error::other(error)))??;
+    Ok(plugins::load(Path::new(PLUGINS), &Path::new(STATE).join("plugins")).await?)
 }
 
 /// Why a machine did not start.

@@ -1,5 +1,6 @@
 //! Containers from their creation to their removal.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -12,7 +13,7 @@ use infranetes_sdk::container::{
     ContainerRef, ContainerState, ListContainersRequest, Mount,
     StopContainerRequest as SdkStopContainerRequest,
 };
-use infranetes_sdk::{CallContext, ErrorKind, ProviderError};
+use infranetes_sdk::{CallContext, ContainerProvider, ErrorKind, ProviderError};
 use tonic::Status;
 
 use super::convert;
@@ -28,7 +29,7 @@ pub(super) async fn create(
     let mut request = convert::create(request)?;
     add_etc(machine, &mut request.mounts);
     let context = context("create", &id, CREATE_TIMEOUT);
-    machine.provider.create(context, request).await.map_err(|error| match error.kind {
+    provider(machine).await?.create(context, request).await.map_err(|error| match error.kind {
         ErrorKind::Conflict => Status::already_exists(convert::text(&error)),
         _ => convert::status(&error),
     })?;
@@ -44,8 +45,8 @@ pub(super) async fn start(
     let id = request.id;
     check_id(&id)?;
     let reference = || ContainerRef { id: id.clone() };
-    let status = machine
-        .provider
+    let status = provider(machine)
+        .await?
         .status(context("status", &id, QUERY_TIMEOUT), reference())
         .await
         .map_err(|error| convert::status(&error))?;
@@ -58,8 +59,8 @@ pub(super) async fn start(
         }
         ContainerState::Created | ContainerState::Unspecified => (),
     }
-    machine
-        .provider
+    provider(machine)
+        .await?
         .start(context("start", &id, START_TIMEOUT), reference())
         .await
         .map_err(|error| convert::status(&error))?;
@@ -86,7 +87,7 @@ pub(super) async fn remove(
     let id = request.id;
     check_id(&id)?;
     let context = context("remove", &id, REMOVE_TIMEOUT);
-    let removed = machine.provider.remove(context, ContainerRef { id: id.clone() }).await;
+    let removed = provider(machine).await?.remove(context, ContainerRef { id: id.clone() }).await;
     gone_is_success(removed.map(drop))?;
     tracing::info!(container = %id, "container removed");
     // Without a watcher there is nobody to tell.
@@ -96,22 +97,27 @@ pub(super) async fn remove(
 
 /// Stops and removes everything, past errors: the machine ends.
 pub(crate) async fn stop_all(machine: &Machine, grace: Duration) {
-    let context_list = context("list", "all", QUERY_TIMEOUT);
-    let list = match machine.provider.list(context_list, ListContainersRequest {}).await {
-        Ok(list) => list.containers,
+    let listed = async {
+        let context = context("list", "all", QUERY_TIMEOUT);
+        let provider = machine.containers.provider().await?;
+        let list = provider.list(context, ListContainersRequest {}).await?;
+        Ok::<_, ProviderError>((provider, list.containers))
+    };
+    let (provider, list) = match listed.await {
+        Ok(listed) => listed,
         Err(error) => {
             tracing::warn!(error = %convert::text(&error), "containers could not be listed");
             return;
         }
     };
+    let provider = &provider;
     let ends = list.into_iter().map(|status| async move {
         let id = status.id;
         if let Err(error) = stop_one(machine, id.clone(), String::new(), grace).await {
             tracing::warn!(container = %id, error = %convert::text(&error), "container not stopped");
         }
         let context = context("remove", &id, REMOVE_TIMEOUT);
-        if let Err(error) = machine.provider.remove(context, ContainerRef { id: id.clone() }).await
-        {
+        if let Err(error) = provider.remove(context, ContainerRef { id: id.clone() }).await {
             tracing::warn!(container = %id, error = %convert::text(&error), "container not removed");
         }
     });
@@ -126,8 +132,14 @@ async fn stop_one(
 ) -> Result<(), ProviderError> {
     let context = context("stop", &id, grace + KILL_TIMEOUT);
     let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-    machine.provider.stop(context, SdkStopContainerRequest { id, signal, grace_ms }).await?;
+    let provider = machine.containers.provider().await?;
+    provider.stop(context, SdkStopContainerRequest { id, signal, grace_ms }).await?;
     Ok(())
+}
+
+/// What runs the containers; the first call may wait for it.
+pub(super) async fn provider(machine: &Machine) -> Result<Arc<dyn ContainerProvider>, Status> {
+    machine.containers.provider().await.map_err(|error| convert::status(&error))
 }
 
 fn gone_is_success(result: Result<(), ProviderError>) -> Result<(), Status> {

@@ -5,7 +5,7 @@ use infranetes_agent_protocol::v1::{ExecRequest, ExecResponse};
 use infranetes_sdk::ProviderError;
 use tonic::{Status, Streaming};
 
-use super::containers::{QUERY_TIMEOUT, context};
+use super::containers::{QUERY_TIMEOUT, context, provider};
 use super::{ResponseStream, convert};
 use crate::machine::Machine;
 
@@ -18,8 +18,8 @@ pub(super) async fn exec(
         let part = part.map_err(|status| convert::cut_off(&status))?;
         convert::exec_input(part).map_err(ProviderError::invalid)
     });
-    let output = machine
-        .provider
+    let output = provider(machine)
+        .await?
         .exec(context("exec", "any", QUERY_TIMEOUT), Box::pin(input))
         .await
         .map_err(|error| convert::status(&error))?;

@@ -8,7 +8,7 @@ use infranetes_sdk::container::MissingRequest;
 use infranetes_sdk::{CallContext, ProviderError};
 use tonic::{Status, Streaming};
 
-use super::containers::{QUERY_TIMEOUT, context};
+use super::containers::{QUERY_TIMEOUT, context, provider};
 use super::convert;
 use crate::machine::Machine;
 
@@ -19,8 +19,8 @@ pub(super) async fn missing(
 ) -> Result<MissingLayersResponse, Status> {
     let image = request.image.ok_or_else(|| Status::invalid_argument("image is missing"))?;
     let context = context("missing", &image.id, QUERY_TIMEOUT);
-    let missing = machine
-        .provider
+    let missing = provider(machine)
+        .await?
         .missing(context, MissingRequest { image: Some(convert::image(image)) })
         .await
         .map_err(|error| convert::status(&error))?;
@@ -38,8 +38,8 @@ pub(super) async fn import(
     });
     // The stream sets the pace and its end; a deadline for all of it would depend on the image's size.
     let context = CallContext::new("import");
-    let mut progress = machine
-        .provider
+    let mut progress = provider(machine)
+        .await?
         .import(context, Box::pin(chunks))
         .await
         .map_err(|error| convert::status(&error))?;

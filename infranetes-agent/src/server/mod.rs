@@ -154,7 +154,7 @@ impl Agent for Session {
         &self,
         _request: Request<WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        watch::watch(self.machine()?).await.map(Response::new)
+        Ok(Response::new(watch::watch(Arc::clone(self.machine()?))))
     }
 
     async fn usage(

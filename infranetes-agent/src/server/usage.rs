@@ -5,14 +5,14 @@ use infranetes_sdk::ErrorKind;
 use infranetes_sdk::container::StatsRequest;
 use tonic::Status;
 
-use super::containers::{QUERY_TIMEOUT, context};
+use super::containers::{QUERY_TIMEOUT, context, provider};
 use super::convert;
 use crate::machine::Machine;
 
 /// Counters now. A provider without counters leaves out the containers.
 pub(super) async fn usage(machine: &Machine) -> Result<UsageResponse, Status> {
     let context = context("stats", "all", QUERY_TIMEOUT);
-    let stats = match machine.provider.stats(context, StatsRequest::default()).await {
+    let stats = match provider(machine).await?.stats(context, StatsRequest::default()).await {
         Ok(response) => response.stats,
         Err(error) if error.kind == ErrorKind::Unsupported => Vec::new(),
         Err(error) => return Err(convert::status(&error)),

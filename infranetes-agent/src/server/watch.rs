@@ -1,8 +1,9 @@
 //! How containers change, told to the node as it happens: first all of them, then each change.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use futures::StreamExt;
+use futures::{StreamExt, TryFutureExt};
 use infranetes_agent_protocol::v1::watch_response::Event;
 use infranetes_agent_protocol::v1::{Snapshot, WatchResponse};
 use infranetes_sdk::BoxStream;
@@ -13,32 +14,40 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tonic::Status;
 
-use super::containers::{QUERY_TIMEOUT, context};
+use super::containers::{QUERY_TIMEOUT, context, provider};
 use super::{ResponseStream, convert};
 use crate::machine::Machine;
 
-/// Opens the provider's events before it lists, so that nothing falls between the two.
-pub(super) async fn watch(machine: &Machine) -> Result<ResponseStream<WatchResponse>, Status> {
+/// Answers at once; a provider that is not there yet is waited for by who waits for the snapshot.
+pub(super) fn watch(machine: Arc<Machine>) -> ResponseStream<WatchResponse> {
     let removals = machine.removals.subscribe();
-    let events = machine
-        .provider
+    let begun = async move {
+        let (mut watcher, containers) = begin(&machine, removals).await?;
+        let first = watcher.snapshot(containers);
+        let rest = futures::stream::unfold(watcher, |mut watcher| async {
+            watcher.next().await.map(|item| (item, watcher))
+        });
+        Ok(futures::stream::once(std::future::ready(Ok(first))).chain(rest))
+    };
+    Box::pin(begun.try_flatten_stream())
+}
+
+/// Opens the provider's events before it lists, so that nothing falls between the two.
+async fn begin(
+    machine: &Machine,
+    removals: broadcast::Receiver<String>,
+) -> Result<(Watcher, Vec<ContainerStatus>), Status> {
+    let provider = provider(machine).await?;
+    let events = provider
         .events(context("events", "all", QUERY_TIMEOUT), ContainerEventsRequest {})
         .await
         .map_err(|error| convert::status(&error))?;
-    let list = machine
-        .provider
+    let list = provider
         .list(context("list", "all", QUERY_TIMEOUT), ListContainersRequest {})
         .await
         .map_err(|error| convert::status(&error))?;
     let watcher = Watcher { events, removals, known: Known::default(), sequence: 0, ended: false };
-    let snapshot = list.containers;
-    Ok(Box::pin(futures::stream::unfold((watcher, Some(snapshot)), |(mut watcher, first)| async {
-        let next = match first {
-            Some(containers) => Some(Ok(watcher.snapshot(containers))),
-            None => watcher.next().await,
-        };
-        next.map(|item| (item, (watcher, None)))
-    })))
+    Ok((watcher, list.containers))
 }
 
 struct Watcher {
