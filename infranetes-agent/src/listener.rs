@@ -16,8 +16,9 @@ use hyper_util::service::TowerToHyperService;
 use infranetes_agent_protocol::v1::agent_server::AgentServer;
 use infranetes_agent_protocol::v1::enrolment_server::EnrolmentServer;
 use infranetes_agent_protocol::{ENROLMENT_EXPORTER_LABEL, MAX_MESSAGE_BYTES};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -124,22 +125,59 @@ fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
 
 fn serve_connection<S>(machine: &Arc<Machine>, acceptor: &TlsAcceptor, stream: S, peer: String)
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Peer,
 {
     let Ok(place) = Arc::clone(&machine.places).try_acquire_owned() else {
         machine.refused(&peer, &"too many connections");
         return;
     };
     let machine = Arc::clone(machine);
-    let handshake = acceptor.accept(stream);
+    let acceptor = acceptor.clone();
     tokio::spawn(async move {
         let _until_the_end = place;
+        let handshake = async {
+            let turn = its_turn(&machine, &stream).await;
+            let left = stream.has_left().await;
+            (turn, if left { None } else { Some(acceptor.accept(stream).await) })
+        };
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-            Ok(Ok(tls)) => serve_tls(machine, tls).await,
-            Ok(Err(error)) => machine.refused(&peer, &error),
+            Ok((_turn, Some(Ok(tls)))) => serve_tls(machine, tls).await,
+            Ok((_, Some(Err(error)))) => machine.refused(&peer, &error),
+            Ok((_, None)) => tracing::debug!(peer, "a connection was given up by its peer"),
             Err(_) => machine.refused(&peer, &"no handshake in time"),
         }
     });
+}
+
+/// A node that waits for a boot dials again and again, and whatever carries its connections may hand them over all at once
+/// when the machine has a network. Each would cost a handshake, which takes a slow processor long, and all but one are given up
+/// as soon as the first is answered. So before the enrolment, one goes on and the others wait, though not for ever: the first may
+/// be a stranger.
+async fn its_turn(machine: &Machine, stream: &impl Peer) -> Option<OwnedSemaphorePermit> {
+    stream.has_left().await;
+    if machine.identity.is_enrolled() {
+        return None;
+    }
+    let turn = Arc::clone(&machine.turn).acquire_owned();
+    tokio::time::timeout(TURN_TIMEOUT, turn).await.ok()?.ok()
+}
+
+/// What connections come through.
+trait Peer: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static {
+    /// Waits for the peer's first bytes, and says whether it will send no more than what is there already.
+    fn has_left(&self) -> impl Future<Output = bool> + Send;
+}
+
+impl Peer for TcpStream {
+    async fn has_left(&self) -> bool {
+        self.ready(Interest::READABLE).await.is_ok_and(|ready| ready.is_read_closed())
+    }
+}
+
+impl Peer for UnixStream {
+    async fn has_left(&self) -> bool {
+        self.ready(Interest::READABLE).await.is_ok_and(|ready| ready.is_read_closed())
+    }
 }
 
 async fn serve_tls<S>(machine: Arc<Machine>, tls: TlsStream<S>)
@@ -220,6 +258,8 @@ pub enum ListenError {
 /// Execs, log streams and calls of one pod at once.
 const STREAMS_MAX: u32 = 256;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection waits for one that came before it; a node waits longer for an answer.
+const TURN_TIMEOUT: Duration = Duration::from_millis(500);
 const ENROLMENT_TIMEOUT: Duration = Duration::from_secs(30);
 const ENROLMENT_MESSAGE_BYTES_MAX: usize = 32 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -34,6 +34,8 @@ pub struct Machine {
     pub(crate) removals: broadcast::Sender<String>,
     /// A permit for each connection that may be open.
     pub(crate) places: Arc<Semaphore>,
+    /// The permit of the connection that may enrol.
+    pub(crate) turn: Arc<Semaphore>,
     shutdown: mpsc::Sender<Duration>,
     refusals: Mutex<Pace>,
 }
@@ -58,6 +60,7 @@ impl Machine {
             binding: AsyncMutex::new(None),
             removals: broadcast::channel(REMOVALS_MAX).0,
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX as usize)),
+            turn: Arc::new(Semaphore::new(1)),
             shutdown,
             refusals: Mutex::default(),
         };

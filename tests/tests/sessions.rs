@@ -154,6 +154,20 @@ async fn an_invited_agent_enrols_and_serves() {
 }
 
 #[tokio::test]
+async fn strangers_who_came_first_and_say_no_more_do_not_keep_an_agent_from_its_node() {
+    let node = node();
+    let guest = Guest::boot(&node).await;
+    let mut strangers = Vec::new();
+    for _ in 0..3 {
+        let mut stranger =
+            UnixStream::connect(guest.endpoint.strip_prefix("unix://").unwrap()).await.unwrap();
+        stranger.write_all(&[22]).await.unwrap();
+        strangers.push(stranger);
+    }
+    timeout(Duration::from_secs(5), guest.session(&node)).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_container_lives_and_is_told_of() {
     let node = node();
     let guest = Guest::boot(&node).await;
