@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use infranetes_cri::api::v1 as cri;
 
 use crate::client::{Client, Pod, container};
 use crate::footprint::{Footprint, nothing_left, processes_with};
@@ -38,13 +37,13 @@ pub async fn run(options: &Options) -> Result<()> {
         let registry = Registry::start().await?;
         let node = Node::new(&programs, &options.provider, &registry.host())?;
         let outcome = on_node(options, &registry, &node).await;
-        if outcome.is_err() {
+        if outcome.as_ref().is_err_and(|error| !error.is::<Interrupted>()) {
             eprintln!("\nthe daemon's log ends with:\n{}", tail(&node.log(), LOG_LINES));
         }
         outcome
     };
-    outcome?;
-    nothing_left(&before, &[]).await.context("the demo did not clean up")?;
+    let left = nothing_left(&before, &[]).await.context("the demo did not clean up");
+    outcome.and(left)?;
     step("nothing is left: no process, no mount, no namespace, no cgroup");
     Ok(())
 }
@@ -53,10 +52,12 @@ pub async fn run(options: &Options) -> Result<()> {
 async fn on_node(options: &Options, registry: &Registry, node: &Node) -> Result<()> {
     let daemon = node.start().await?;
     step("infranetes-cri answers on its socket");
-    let mut shown = Shown { client: daemon.client(), sandbox: None };
+    let mut shown = Shown { client: daemon.client(), begun: None };
     let outcome = tokio::select! {
+        // With `--keep`, the demo itself waits for the interruption: that one is its good end.
+        biased;
         outcome = show(options, registry, node, &mut shown) => outcome,
-        _ = interrupted() => Err(anyhow::anyhow!("interrupted; everything is being removed")),
+        _ = interrupted() => Err(Interrupted.into()),
     };
     let removed = shown.remove().await;
     daemon.stop().await?;
@@ -65,20 +66,19 @@ async fn on_node(options: &Options, registry: &Registry, node: &Node) -> Result<
 
 struct Shown {
     client: Client,
-    sandbox: Option<String>,
+    /// Asked for, whether or not the answer came.
+    begun: Option<Pod>,
 }
 
 impl Shown {
+    /// A pod that still boots is in no list; the same wish again joins it, and tells its id.
     async fn remove(&mut self) -> Result<()> {
-        // Also what a call made that was interrupted before it answered.
-        let request = cri::ListPodSandboxRequest::default();
-        let listed = self.client.runtime.list_pod_sandbox(request).await?.into_inner();
-        for sandbox in listed.items {
-            self.client.remove_pod(&sandbox.id).await.context("the pod could not be removed")?;
-        }
-        if self.sandbox.take().is_some() {
-            step("stopped and removed: containers, pod, machine");
-        }
+        let Some(pod) = self.begun.take() else { return Ok(()) };
+        let joined = self.client.run_pod(&pod).await;
+        let sandbox =
+            joined.context("the pod never became ready; the daemon destroys its machine")?;
+        self.client.remove_pod(&sandbox).await.context("the pod could not be removed")?;
+        step("stopped and removed: containers, pod, machine");
         Ok(())
     }
 }
@@ -107,8 +107,8 @@ async fn show(
         log_directory: node.log_directory().display().to_string(),
     };
     let wanted = Instant::now();
+    shown.begun = Some(pod.clone());
     let sandbox = client.run_pod(&pod).await?;
-    shown.sandbox = Some(sandbox.clone());
     step(&format!("the pod is ready after {}", seconds(wanted.elapsed())));
 
     let server = container("server", &image, &["sh", "-c", SERVER]);
@@ -201,6 +201,10 @@ async fn print_timeline(client: &mut Client, sandbox: &str, container: &str) -> 
     println!();
     Ok(())
 }
+
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted; everything was removed")]
+struct Interrupted;
 
 async fn interrupted() {
     // Where no signal can be listened for, the demo ends by itself.
