@@ -1,10 +1,12 @@
 //! Agents without machines: what an engine meets at the endpoints of the fake cloud. They outlive engines, and die with
 //! their machines.
 
+mod streams;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -12,13 +14,14 @@ use infranetes_core::error::FailureKind;
 use infranetes_core::ids::{ContainerId, SandboxId};
 use infranetes_core::session::{
     AgentConnector, AgentHello, AgentIdentity, AgentSession, Binding, Bound, ContainerPlan,
-    ExecRequest, ExecResult, Invitation, LayerSource, LogChunk, LogSource, LogStream, MachineImage,
-    MachineUsage, ObservedContainer, ObservedState, SessionError, Ticket, WatchEvent,
+    ExecRequest, ExecResult, Invitation, LayerSource, LogSource, MachineImage, MachineUsage,
+    ObservedState, SessionError, Ticket, WatchEvent,
 };
 use infranetes_provider_fake::{FakeCloud, MachineView, Phase};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
+use self::streams::{SimOutput, Watcher};
 use crate::sim::random::Random;
 use crate::sim::seam::Seams;
 use crate::sim::world::Promises;
@@ -513,111 +516,6 @@ impl Agent {
     fn visible(&self) -> BTreeMap<ContainerId, (ObservedState, i32)> {
         let there = self.containers.iter().filter(|(_, one)| !one.removed);
         there.map(|(id, one)| (id.clone(), (one.state, one.exit_code))).collect()
-    }
-}
-
-struct Watcher {
-    line: Line,
-    told: Option<BTreeMap<ContainerId, (ObservedState, i32)>>,
-    ended: bool,
-}
-
-impl Watcher {
-    async fn next(&mut self) -> Option<Result<WatchEvent, SessionError>> {
-        if self.ended {
-            return None;
-        }
-        loop {
-            let changed = self.line.fleet.changed.clone();
-            let mut changed = std::pin::pin!(changed.notified());
-            changed.as_mut().enable();
-            if let Err(error) = self.line.alive() {
-                self.ended = true;
-                return Some(Err(error));
-            }
-            let now = {
-                let agents = self.line.fleet.agents.lock().unwrap_or_else(PoisonError::into_inner);
-                agents.get(&self.line.machine).map(Agent::visible).unwrap_or_default()
-            };
-            let Some(told) = &mut self.told else {
-                let all = now.iter().map(observed).collect();
-                self.told = Some(now);
-                return Some(Ok(WatchEvent::Snapshot(all)));
-            };
-            if let Some(entry) = now.iter().find(|(id, state)| told.get(*id) != Some(*state)) {
-                told.insert(entry.0.clone(), *entry.1);
-                return Some(Ok(WatchEvent::Changed(observed(entry))));
-            }
-            if let Some(gone) = told.keys().find(|id| !now.contains_key(*id)).cloned() {
-                told.remove(&gone);
-                return Some(Ok(WatchEvent::Removed(gone)));
-            }
-            // A machine that vanishes does not say goodbye.
-            let _ = tokio::time::timeout(Duration::from_secs(10), changed).await;
-        }
-    }
-}
-
-fn observed((id, (state, exit_code)): (&ContainerId, &(ObservedState, i32))) -> ObservedContainer {
-    let started = *state != ObservedState::Created;
-    let ended = *state == ObservedState::Exited;
-    ObservedContainer {
-        id: id.clone(),
-        state: *state,
-        started_at: started.then_some(SystemTime::UNIX_EPOCH),
-        finished_at: ended.then_some(SystemTime::UNIX_EPOCH),
-        exit_code: *exit_code,
-        reason: if ended { "Error".to_owned() } else { String::new() },
-        message: String::new(),
-    }
-}
-
-struct SimOutput {
-    line: Line,
-    id: ContainerId,
-    sent: u64,
-}
-
-#[async_trait]
-impl LogSource for SimOutput {
-    async fn next(&mut self) -> Result<Option<LogChunk>, SessionError> {
-        loop {
-            let changed = self.line.fleet.changed.clone();
-            let mut changed = std::pin::pin!(changed.notified());
-            changed.as_mut().enable();
-            self.line.alive()?;
-            let seen = {
-                let agents = self.line.fleet.agents.lock().unwrap_or_else(PoisonError::into_inner);
-                let agent = agents.get(&self.line.machine);
-                agent.and_then(|agent| agent.containers.get(&self.id)).cloned()
-            };
-            let Some(container) = seen else { return Err(no_such()) };
-            if self.sent < container.written {
-                self.sent += 1;
-                return Ok(Some(LogChunk {
-                    sequence: self.sent,
-                    stream: LogStream::Stdout,
-                    timestamp: SystemTime::UNIX_EPOCH,
-                    data: b"line\n".to_vec(),
-                }));
-            }
-            if container.state == ObservedState::Exited {
-                return Ok(None);
-            }
-            let _ = tokio::time::timeout(Duration::from_secs(10), changed).await;
-        }
-    }
-
-    async fn acknowledge(&mut self, sequence: u64) -> Result<(), SessionError> {
-        let id = self.id.clone();
-        self.line
-            .call("acknowledge", move |agent| {
-                if let Some(container) = agent.containers.get_mut(&id) {
-                    container.acknowledged = container.acknowledged.max(sequence);
-                }
-                Ok(())
-            })
-            .await
     }
 }
 
