@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::Config;
 use crate::error::QemuError;
@@ -18,6 +19,8 @@ pub(crate) struct Files {
     initramfs: PathBuf,
     /// For copies that a machine's user can read.
     copies: PathBuf,
+    /// Held by whoever makes a copy: machines are created side by side.
+    copying: Arc<Mutex<()>>,
 }
 
 impl Files {
@@ -27,6 +30,7 @@ impl Files {
             kernel: config.kernel.clone(),
             initramfs: config.initramfs.clone(),
             copies: machines.join(COPIES),
+            copying: Arc::default(),
         }
     }
 
@@ -69,6 +73,7 @@ impl Files {
         let name =
             format!("{:x}-{:x}-{:x}-{:x}", meta.dev(), meta.ino(), meta.size(), meta.mtime());
         let copy = self.copies.join(&name);
+        let _alone = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
         if !copy.exists() {
             copy_whole(path, &self.copies, &copy).map_err(QemuError::io("copy", path))?;
         }
@@ -149,8 +154,13 @@ mod tests {
         };
         let machines = dir.path().join("machines");
         let files = Files::new(&config, &machines);
-        for _ in 0..2 {
-            let ready = files.ready(true).expect("ready");
+        // All at once, as machines are created: nobody may take another's half copy away.
+        let all: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| files.ready(true))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        for ready in all {
+            let ready = ready.expect("ready");
             let name = ready.kernel.strip_prefix("../.boot").expect("a copy");
             assert_eq!(fs::read(machines.join(COPIES).join(name)).expect("read"), b"kernel");
         }
