@@ -145,7 +145,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).expect("closed");
         let kernel = dir.path().join("kernel");
-        fs::write(&kernel, "kernel").expect("written");
+        // Large enough that copies made side by side would meet.
+        let content = vec![b'k'; 16 << 20];
+        fs::write(&kernel, &content).expect("written");
         let config = Config {
             qemu: "sh".into(),
             kernel: kernel.clone(),
@@ -162,7 +164,7 @@ mod tests {
         for ready in all {
             let ready = ready.expect("ready");
             let name = ready.kernel.strip_prefix("../.boot").expect("a copy");
-            assert_eq!(fs::read(machines.join(COPIES).join(name)).expect("read"), b"kernel");
+            assert_eq!(fs::read(machines.join(COPIES).join(name)).expect("read"), content);
         }
         assert_eq!(fs::read_dir(machines.join(COPIES)).expect("read").count(), 1);
         assert_eq!(files.ready(false).expect("ready").kernel, kernel);
