@@ -1,6 +1,7 @@
 //! `infranetes-cri`: reads its configuration, starts the daemon, and ends when it is told to.
 
 mod check;
+mod plugin;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -47,12 +48,17 @@ enum Command {
     Serve,
     /// Says whether the configuration is right, and starts nothing
     CheckConfig,
+    /// Writes, tests and looks at provider plugins
+    #[command(subcommand)]
+    Plugin(plugin::Command),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        // What is wrong is said already.
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("infranetes-cri: {error:#}");
             ExitCode::FAILURE
@@ -60,7 +66,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
+/// Answers whether all is well.
+fn run(cli: Cli) -> anyhow::Result<bool> {
+    let command = match cli.command.unwrap_or(Command::Serve) {
+        Command::Plugin(command) => return plugin::run(command),
+        command => command,
+    };
     let overrides = Overrides {
         listen: cli.listen,
         state_dir: cli.state_dir,
@@ -68,10 +79,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         log_level: cli.log_level,
     };
     let config = Config::load(cli.config.as_deref(), &overrides)?;
-    match cli.command.unwrap_or(Command::Serve) {
-        Command::Serve => serve(config),
-        Command::CheckConfig => check::check(&config),
+    match command {
+        Command::CheckConfig => check::check(&config)?,
+        _ => serve(config)?,
     }
+    Ok(true)
 }
 
 /// Two workers: the daemon waits for others nearly all of its time.

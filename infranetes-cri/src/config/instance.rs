@@ -22,6 +22,8 @@ pub struct ProviderInstance {
     pub worker_threads: u32,
     /// What the plugin is told: its `[config]` table. May hold secrets, so `Debug` leaves it out.
     pub config: serde_json::Value,
+    /// What `plugin check` needs to know: its `[check]` table. Means nothing to the daemon.
+    pub check: serde_json::Value,
 }
 
 impl fmt::Debug for ProviderInstance {
@@ -49,13 +51,18 @@ pub fn read_instances(
         let stem = path.file_stem().and_then(|stem| stem.to_str());
         if let Some(name) = stem.filter(|_| path.extension().is_some_and(|ending| ending == "toml"))
         {
-            instances.insert(name.to_owned(), read_instance(name, &path));
+            instances.insert(name.to_owned(), read_named(name, &path));
         }
     }
     Ok(instances)
 }
 
-fn read_instance(name: &str, path: &Path) -> Result<ProviderInstance, ConfigError> {
+/// Reads one file, wherever it lies.
+pub fn read_instance(path: &Path) -> Result<ProviderInstance, ConfigError> {
+    read_named(path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default(), path)
+}
+
+fn read_named(name: &str, path: &Path) -> Result<ProviderInstance, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { file: path.to_owned(), source })?;
     let document = Document::parse(path, &text)?;
@@ -72,6 +79,8 @@ struct File {
     worker_threads: Option<u32>,
     #[serde(default)]
     config: toml::Table,
+    #[serde(default)]
+    check: toml::Table,
 }
 
 fn resolve(name: &str, file: File) -> Result<ProviderInstance, Invalid> {
@@ -94,6 +103,7 @@ fn resolve(name: &str, file: File) -> Result<ProviderInstance, Invalid> {
         sha256: file.sha256.map(sha256).transpose()?,
         worker_threads,
         config: json_object(file.config, &["config".to_owned()])?,
+        check: json_object(file.check, &["check".to_owned()])?,
     })
 }
 

@@ -21,7 +21,7 @@ use infranetes_core::engine::HandlerConfig;
 use infranetes_core::image::RegistriesConfig;
 
 pub use self::error::ConfigError;
-pub use self::instance::{ProviderInstance, read_instances};
+pub use self::instance::{ProviderInstance, read_instance, read_instances};
 
 /// Where the configuration is unless the command line says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/infranetes/config.toml";

@@ -50,35 +50,24 @@ impl Node {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_infranetes-cri"));
-        command.arg("--config").arg(self.path("config.toml")).env_remove("INFRANETES_LOG");
-        command.stdin(Stdio::null());
+        let mut command = program();
+        command.arg("--config").arg(self.path("config.toml"));
         command
     }
 
     /// Runs the program to its end, which has to come by itself.
     pub(crate) fn run(&self, args: &[&str]) -> Output {
-        let mut command = self.command();
-        let mut child =
-            command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let deadline = Instant::now() + LIMIT;
-        while child.try_wait().unwrap().is_none() {
-            if Instant::now() > deadline {
-                child.kill().unwrap();
-                panic!("{args:?} does not end: {:?}", child.wait_with_output().unwrap());
-            }
-            std::thread::park_timeout(Duration::from_millis(5));
-        }
-        child.wait_with_output().unwrap()
+        to_the_end(self.command(), args)
+    }
+
+    /// Runs the program without a configuration; it has to fail. Answers what it says.
+    pub(crate) fn fails_alone(&self, args: &[&str]) -> String {
+        what_failed(&to_the_end(program(), args))
     }
 
     /// Runs the program, which has to fail; answers what it says.
     pub(crate) fn fails(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(!output.status.success(), "{args:?} succeeded: {said}");
-        assert!(!said.contains("panicked"), "{said}");
-        said
+        what_failed(&self.run(args))
     }
 
     /// Starts the daemon and does not wait.
@@ -151,6 +140,33 @@ impl Drop for Daemon {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_infranetes-cri"));
+    command.env_remove("INFRANETES_LOG").stdin(Stdio::null());
+    command
+}
+
+fn to_the_end(mut command: Command, args: &[&str]) -> Output {
+    let mut child =
+        command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            panic!("{args:?} does not end: {:?}", child.wait_with_output().unwrap());
+        }
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    child.wait_with_output().unwrap()
+}
+
+fn what_failed(output: &Output) -> String {
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(!output.status.success(), "it succeeded: {said}");
+    assert!(!said.contains("panicked"), "{said}");
+    said
 }
 
 async fn channel(socket: &Path) -> Option<Channel> {

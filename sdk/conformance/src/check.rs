@@ -1,6 +1,7 @@
 //! How checks are written and run: a check is an async function over a stage, and ends kept, broken or skipped.
 
 use std::future::Future;
+use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -65,28 +66,42 @@ macro_rules! checks {
 }
 pub(crate) use checks;
 
-/// Runs checks one after the other.
-pub(crate) async fn run_all<S>(stage: &S, checks: &[Check<S>], limits: &Limits) -> Report {
+/// Runs checks one after the other and shows each line to `watch`, which may cut the run short; those of `last` clean up,
+/// and run in any case.
+pub(crate) async fn run_all<S>(
+    stage: &S,
+    checks: &[Check<S>],
+    last: &[Check<S>],
+    limits: &Limits,
+    mut watch: impl FnMut(&Line) -> ControlFlow<()>,
+) -> Report {
     let mut report = Report::default();
     for check in checks {
-        let started = Instant::now();
-        let verdict = run_one(stage, check, limits.check).await;
-        let line =
-            Line { name: check.name, promise: check.promise, verdict, took: started.elapsed() };
+        report.lines.push(run_one(stage, check, limits.check).await);
+        if report.lines.last().is_some_and(|line| watch(line).is_break()) {
+            break;
+        }
+    }
+    for check in last {
+        let line = run_one(stage, check, limits.check).await;
+        // There is nothing left to cut.
+        let _ = watch(&line);
         report.lines.push(line);
     }
     report
 }
 
-async fn run_one<S>(stage: &S, check: &Check<S>, limit: Duration) -> Verdict {
+async fn run_one<S>(stage: &S, check: &Check<S>, limit: Duration) -> Line {
+    let started = Instant::now();
     let run = AssertUnwindSafe((check.run)(stage)).catch_unwind();
-    match tokio::time::timeout(limit, run).await {
+    let verdict = match tokio::time::timeout(limit, run).await {
         Ok(Ok(Ok(()))) => Verdict::Kept,
         Ok(Ok(Err(Stop::Broken(why)))) => Verdict::Broken(why),
         Ok(Ok(Err(Stop::Skipped(why)))) => Verdict::Skipped(why),
         Ok(Err(_)) => Verdict::Broken("the provider panicked".into()),
         Err(_) => Verdict::Broken(format!("it did not end within {limit:?}")),
-    }
+    };
+    Line { name: check.name, promise: check.promise, verdict, took: started.elapsed() }
 }
 
 /// The promise is broken unless `kept`.

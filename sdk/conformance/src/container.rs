@@ -2,19 +2,22 @@
 
 mod exec;
 mod images;
+mod layout;
 mod life;
 mod output;
 mod stage;
 mod wishes;
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use infranetes_sdk::ContainerProvider;
 use infranetes_sdk::container::Image;
 
 use crate::check::{Check, Limits, checks, run_all};
-use crate::report::Report;
+use crate::report::{Line, Report};
+pub use layout::LayoutError;
 use stage::Stage;
 
 /// What the suite needs to know to run containers.
@@ -58,10 +61,14 @@ impl ContainerSuite {
 
     /// Checks every promise. Ends even if the provider hangs: each check has a time limit.
     pub async fn run(self) -> Report {
+        self.run_with(|_| ControlFlow::Continue(())).await
+    }
+
+    /// As [`Self::run`], and shows each line as soon as it is known. A `Break` cuts the run short: what was made is removed,
+    /// and the lines that are missing were not looked at.
+    pub async fn run_with(self, watch: impl FnMut(&Line) -> ControlFlow<()>) -> Report {
         let limits = self.stage.subject.limits.clone();
-        let mut report = run_all(&self.stage, CHECKS, &limits).await;
-        report.lines.extend(run_all(&self.stage, LAST, &limits).await.lines);
-        report
+        run_all(&self.stage, CHECKS, LAST, &limits, watch).await
     }
 }
 

@@ -27,7 +27,7 @@ mod report;
 mod volume;
 
 pub use check::Limits;
-pub use container::{ContainerSubject, ContainerSuite};
+pub use container::{ContainerSubject, ContainerSuite, LayoutError};
 pub use pod::{PodSubject, PodSuite};
 pub use report::{Line, Report, Verdict};
 pub use volume::{VolumeSubject, VolumeSuite};

@@ -5,13 +5,14 @@ mod many;
 mod stage;
 mod wishes;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use infranetes_sdk::PodProvider;
 use infranetes_sdk::pod::{Network, PlanRequest};
 
 use crate::check::{Check, Limits, checks, run_all};
-use crate::report::Report;
+use crate::report::{Line, Report};
 use stage::Stage;
 
 /// What the suite needs to know about a provider to make machines with it.
@@ -68,11 +69,14 @@ impl PodSuite {
 
     /// Checks every promise. Ends even if the provider hangs: each check has a time limit.
     pub async fn run(self) -> Report {
+        self.run_with(|_| ControlFlow::Continue(())).await
+    }
+
+    /// As [`Self::run`], and shows each line as soon as it is known. A `Break` cuts the run short: what was made is removed,
+    /// and the lines that are missing were not looked at.
+    pub async fn run_with(self, watch: impl FnMut(&Line) -> ControlFlow<()>) -> Report {
         let limits = self.stage.subject.limits.clone();
-        let mut report = run_all(&self.stage, CHECKS, &limits).await;
-        // Cleaning up goes on whatever was found, and is a promise of its own.
-        report.lines.extend(run_all(&self.stage, LAST, &limits).await.lines);
-        report
+        run_all(&self.stage, CHECKS, LAST, &limits, watch).await
     }
 }
 

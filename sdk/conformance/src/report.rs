@@ -51,10 +51,32 @@ impl Report {
         assert!(self.is_ok(), "promises are broken:\n{self}");
     }
 
-    /// The report for machines: `{"lines": [{"name", "promise", "verdict", "why", "took_ms"}]}`.
+    /// "12 kept, 1 broken, 3 skipped".
+    pub fn summary(&self) -> String {
+        let [kept, broken, skipped] = self.counts();
+        format!("{kept} kept, {broken} broken, {skipped} skipped")
+    }
+
+    /// The report for machines:
+    /// `{"ok", "kept", "broken", "skipped", "lines": [{"name", "promise", "verdict", "why", "took_ms"}]}`.
     pub fn to_json(&self) -> serde_json::Value {
+        let [kept, broken, skipped] = self.counts();
         let lines: Vec<_> = self.lines.iter().map(Line::to_json).collect();
-        serde_json::json!({ "lines": lines })
+        serde_json::json!({
+            "ok": self.is_ok(), "kept": kept, "broken": broken, "skipped": skipped, "lines": lines,
+        })
+    }
+
+    fn counts(&self) -> [usize; 3] {
+        let mut counts = [0; 3];
+        for line in &self.lines {
+            counts[match line.verdict {
+                Verdict::Kept => 0,
+                Verdict::Broken(_) => 1,
+                Verdict::Skipped(_) => 2,
+            }] += 1;
+        }
+        counts
     }
 }
 
@@ -80,16 +102,7 @@ impl fmt::Display for Report {
         for line in &self.lines {
             writeln!(f, "{line}")?;
         }
-        let count = |wanted: fn(&Verdict) -> bool| {
-            self.lines.iter().filter(|line| wanted(&line.verdict)).count()
-        };
-        write!(
-            f,
-            "{} kept, {} broken, {} skipped",
-            count(|verdict| matches!(verdict, Verdict::Kept)),
-            count(|verdict| matches!(verdict, Verdict::Broken(_))),
-            count(|verdict| matches!(verdict, Verdict::Skipped(_))),
-        )
+        f.write_str(&self.summary())
     }
 }
 

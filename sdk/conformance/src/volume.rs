@@ -1,6 +1,7 @@
 //! Promises of the `VolumeProvider`.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,7 +15,7 @@ use crate::check::{
     Check, Limits, Outcome, Stop, checks, context, ensure, eventually, fails, honest, ok, require,
     run_all, run_name,
 };
-use crate::report::Report;
+use crate::report::{Line, Report};
 
 /// What the suite needs to know to make disks.
 #[derive(Clone, Debug)]
@@ -61,10 +62,14 @@ impl VolumeSuite {
 
     /// Checks every promise. Ends even if the provider hangs: each check has a time limit.
     pub async fn run(self) -> Report {
+        self.run_with(|_| ControlFlow::Continue(())).await
+    }
+
+    /// As [`Self::run`], and shows each line as soon as it is known. A `Break` cuts the run short: what was made is removed,
+    /// and the lines that are missing were not looked at.
+    pub async fn run_with(self, watch: impl FnMut(&Line) -> ControlFlow<()>) -> Report {
         let limits = self.stage.subject.limits.clone();
-        let mut report = run_all(&self.stage, CHECKS, &limits).await;
-        report.lines.extend(run_all(&self.stage, LAST, &limits).await.lines);
-        report
+        run_all(&self.stage, CHECKS, LAST, &limits, watch).await
     }
 }
 

@@ -1,6 +1,7 @@
 //! Opening a plugin where it can do no harm: in a child process.
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -17,11 +18,21 @@ pub fn probe(path: &Path, sha256: Option<&str>) -> Result<Manifest, LoadError> {
     open_vetted(vet(path, sha256)?).map(|(file, _)| file.manifest)
 }
 
-/// Has `program` (`infranetes-probe`) open the very bytes that were vetted.
-pub(crate) async fn in_child(program: &Path, vetted: &Vetted) -> Result<(), LoadError> {
+/// A program that opens a plugin and ends, as `infranetes-probe` does.
+#[derive(Clone, Debug)]
+pub(crate) struct Probe {
+    pub(crate) program: PathBuf,
+    /// What it takes before `--sha256 HEX PLUGIN.so`.
+    pub(crate) arguments: Vec<OsString>,
+}
+
+/// Has the probe open the very bytes that were vetted.
+pub(crate) async fn in_child(probe: &Probe, vetted: &Vetted) -> Result<(), LoadError> {
+    let program = &probe.program;
     let refused = |outcome: String| LoadError::Probe { path: vetted.path.clone(), outcome };
     let digest = vetted.digest()?;
     let child = Command::new(program)
+        .args(&probe.arguments)
         .arg("--sha256")
         .arg(digest)
         .arg(&vetted.path)

@@ -1,5 +1,6 @@
 //! From a vetted file to running providers.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use tokio::runtime::Handle;
 use crate::error::LoadError;
 use crate::files;
 use crate::manifest::Manifest;
-use crate::probe;
+use crate::probe::{self, Probe};
 use crate::vet::{Vetted, vet};
 
 /// Loads plugins.
@@ -29,7 +30,7 @@ use crate::vet::{Vetted, vet};
 pub struct Loader {
     start_timeout: Duration,
     describe_timeout: Duration,
-    probe: Option<PathBuf>,
+    probe: Option<Probe>,
 }
 
 /// One instance of a plugin, as the host wants it.
@@ -83,8 +84,20 @@ impl Loader {
 
     /// Opens each file in a child process first, which a damaged file may crash; `program` is `infranetes-probe`.
     #[must_use]
-    pub fn with_probe(mut self, program: impl Into<PathBuf>) -> Self {
-        self.probe = Some(program.into());
+    pub fn with_probe(self, program: impl Into<PathBuf>) -> Self {
+        self.with_probe_command(program, [])
+    }
+
+    /// As [`Self::with_probe`], with a program that takes `arguments` before those of `infranetes-probe`: a host may so be
+    /// its own probe, with [`probe`](crate::probe()).
+    #[must_use]
+    pub fn with_probe_command(
+        mut self,
+        program: impl Into<PathBuf>,
+        arguments: impl IntoIterator<Item = OsString>,
+    ) -> Self {
+        let arguments = arguments.into_iter().collect();
+        self.probe = Some(Probe { program: program.into(), arguments });
         self
     }
 
@@ -92,8 +105,8 @@ impl Loader {
     /// then runs the host services.
     pub async fn load(&self, spec: PluginSpec) -> Result<LoadedPlugin, LoadError> {
         let vetted = vet_in_background(spec.path.clone(), spec.sha256.clone()).await?;
-        if let Some(program) = &self.probe {
-            probe::in_child(program, &vetted).await?;
+        if let Some(probe) = &self.probe {
+            probe::in_child(probe, &vetted).await?;
         }
         let (vetted, module) = open(vetted).await?;
         let start = |host, request: Vec<u8>| module.start()(host, request.into());

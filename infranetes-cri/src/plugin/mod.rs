@@ -1,0 +1,26 @@
+//! `plugin`: for those who write providers, and for operators who are given one. Neither daemon nor configuration of the node
+//! is needed.
+
+mod check;
+mod probe;
+mod subject;
+
+use clap::Subcommand;
+
+/// What can be done with plugins.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Tests whether a plugin keeps the promises of the SDK
+    Check(check::Arguments),
+    /// Opens a plugin and ends: what `check` has a child process do first
+    #[command(hide = true)]
+    Probe(probe::Arguments),
+}
+
+/// Answers whether all is well; errors are what kept it from finding out.
+pub(crate) fn run(command: Command) -> anyhow::Result<bool> {
+    match command {
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Probe(arguments) => probe::run(&arguments),
+    }
+}

@@ -1,0 +1,22 @@
+//! `plugin probe`: opens a file and ends, so that a damaged one can only hurt this process.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// Those of `infranetes-probe`, whose place this takes.
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// The digest that the file must have
+    #[arg(long, value_name = "HEX")]
+    sha256: Option<String>,
+
+    /// The plugin's file
+    file: PathBuf,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+    let manifest = infranetes_loader::probe(&arguments.file, arguments.sha256.as_deref())?;
+    println!("{manifest}");
+    Ok(true)
+}
