@@ -223,14 +223,14 @@ fn ended(result: Result<(), hyper::Error>) {
     }
 }
 
-/// Bounds of one connection. Windows are small: a guest has little memory, and the node is near.
+/// Bounds of one connection. Windows of streams are small: a guest has little memory, and the node is near.
 fn http2_settings() -> http2::Builder<TokioExecutor> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
-        .initial_stream_window_size(512 * 1024)
-        .initial_connection_window_size(1024 * 1024)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(128 * 1024)
         .max_header_list_size(16 * 1024)
         .keep_alive_interval(KEEP_ALIVE_INTERVAL)
@@ -257,6 +257,10 @@ pub enum ListenError {
 
 /// Execs, log streams and calls of one pod at once.
 const STREAMS_MAX: u32 = 256;
+/// What waits unread of one stream. A node has at most 64 streams open whose input a program may leave unread; that much and
+/// a little more is the connection's, so that everything else goes on.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW + 1024 * 1024;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection waits for one that came before it; a node waits longer for an answer.
 const TURN_TIMEOUT: Duration = Duration::from_millis(500);

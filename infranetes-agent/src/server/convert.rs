@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use infranetes_agent_protocol::v1::{
-    ContainerConfig, ContainerStatus, ContainerUsage, CreateContainerRequest, ExecExit,
-    ExecRequest, ExecResponse, Image, ImportLayersRequest, Layer, LogChunk, LogsRequest,
-    PidNamespace, SeccompMode, Security, exec_request, exec_response, import_layers_request,
-    logs_request,
+    AttachRequest, AttachResponse, ContainerConfig, ContainerStatus, ContainerUsage,
+    CreateContainerRequest, ExecExit, ExecRequest, ExecResponse, Image, ImportLayersRequest, Layer,
+    LogChunk, LogsRequest, PidNamespace, SeccompMode, Security, TerminalSize, attach_request,
+    attach_response, exec_request, exec_response, import_layers_request, logs_request,
 };
 use infranetes_sdk::container as sdk;
 use infranetes_sdk::{ErrorKind, ProviderError};
@@ -205,12 +205,14 @@ pub(super) fn exec_input(part: ExecRequest) -> Result<sdk::ExecInput, String> {
         }),
         Some(Input::Stdin(data)) => sdk::ExecInputPart::Stdin(data),
         Some(Input::StdinClosed(closed)) => sdk::ExecInputPart::StdinClosed(closed),
-        Some(Input::Resize(size)) => {
-            sdk::ExecInputPart::Resize(sdk::TerminalSize { columns: size.columns, rows: size.rows })
-        }
+        Some(Input::Resize(size)) => sdk::ExecInputPart::Resize(terminal_size(&size)),
         None => return Err("a message of an exec is empty".to_owned()),
     };
     Ok(sdk::ExecInput { input: Some(input) })
+}
+
+fn terminal_size(size: &TerminalSize) -> sdk::TerminalSize {
+    sdk::TerminalSize { columns: size.columns, rows: size.rows }
 }
 
 pub(super) fn exec_output(part: sdk::ExecOutput) -> Result<ExecResponse, Status> {
@@ -224,6 +226,30 @@ pub(super) fn exec_output(part: sdk::ExecOutput) -> Result<ExecResponse, Status>
         None => return Err(Status::internal("the container provider sent an empty message")),
     };
     Ok(ExecResponse { output: Some(output) })
+}
+
+pub(super) fn attach_input(part: AttachRequest) -> Result<sdk::AttachInput, String> {
+    use attach_request::Input;
+    let input = match part.input {
+        Some(Input::Start(start)) => {
+            sdk::AttachInputPart::Start(sdk::ContainerRef { id: start.container_id })
+        }
+        Some(Input::Stdin(data)) => sdk::AttachInputPart::Stdin(data),
+        Some(Input::StdinClosed(closed)) => sdk::AttachInputPart::StdinClosed(closed),
+        Some(Input::Resize(size)) => sdk::AttachInputPart::Resize(terminal_size(&size)),
+        None => return Err("a message of an attach is empty".to_owned()),
+    };
+    Ok(sdk::AttachInput { input: Some(input) })
+}
+
+pub(super) fn attach_output(part: sdk::AttachOutput) -> Result<AttachResponse, Status> {
+    use attach_response::Output;
+    let output = match part.output {
+        Some(sdk::AttachOutputPart::Stdout(data)) => Output::Stdout(data),
+        Some(sdk::AttachOutputPart::Stderr(data)) => Output::Stderr(data),
+        None => return Err(Status::internal("the container provider sent an empty message")),
+    };
+    Ok(AttachResponse { output: Some(output) })
 }
 
 pub(super) fn logs_input(part: LogsRequest) -> Result<sdk::LogsInput, String> {

@@ -1,5 +1,6 @@
 //! What the agent serves. Dispatch only: every duty has its own file, and only `convert` knows both vocabularies.
 
+mod attach;
 mod binding;
 mod containers;
 mod convert;
@@ -8,6 +9,7 @@ mod exec;
 mod hello;
 mod images;
 mod logs;
+mod port_forward;
 mod rotation;
 mod usage;
 mod watch;
@@ -18,13 +20,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 use futures::Stream;
 use infranetes_agent_protocol::v1::agent_server::Agent;
 use infranetes_agent_protocol::v1::{
-    BeginRotationRequest, BeginRotationResponse, BindRequest, BindResponse,
-    CompleteRotationRequest, CompleteRotationResponse, CreateContainerRequest,
+    AttachRequest, AttachResponse, BeginRotationRequest, BeginRotationResponse, BindRequest,
+    BindResponse, CompleteRotationRequest, CompleteRotationResponse, CreateContainerRequest,
     CreateContainerResponse, ExecRequest, ExecResponse, HelloRequest, HelloResponse,
     ImportLayersRequest, ImportLayersResponse, LogChunk, LogsRequest, MissingLayersRequest,
-    MissingLayersResponse, RemoveContainerRequest, RemoveContainerResponse, ShutdownRequest,
-    ShutdownResponse, StartContainerRequest, StartContainerResponse, StopContainerRequest,
-    StopContainerResponse, UsageRequest, UsageResponse, WatchRequest, WatchResponse,
+    MissingLayersResponse, PortForwardRequest, PortForwardResponse, RemoveContainerRequest,
+    RemoveContainerResponse, ShutdownRequest, ShutdownResponse, StartContainerRequest,
+    StartContainerResponse, StopContainerRequest, StopContainerResponse, UsageRequest,
+    UsageResponse, WatchRequest, WatchResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -137,6 +140,25 @@ impl Agent for Session {
         request: Request<Streaming<ExecRequest>>,
     ) -> Result<Response<Self::ExecStream>, Status> {
         exec::exec(self.machine()?, request.into_inner()).await.map(Response::new)
+    }
+
+    type AttachStream = ResponseStream<AttachResponse>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<AttachRequest>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        attach::attach(self.machine()?, request.into_inner()).await.map(Response::new)
+    }
+
+    type PortForwardStream = ResponseStream<PortForwardResponse>;
+
+    async fn port_forward(
+        &self,
+        request: Request<Streaming<PortForwardRequest>>,
+    ) -> Result<Response<Self::PortForwardStream>, Status> {
+        self.machine()?;
+        port_forward::port_forward(request.into_inner()).await.map(Response::new)
     }
 
     type LogsStream = ResponseStream<LogChunk>;

@@ -3,6 +3,7 @@
 //! [`AgentConnector`] is handed to the engine: the real one (`session::tls`) speaks gRPC over mutual TLS, a simulated world
 //! brings its own. The engine keeps one [`AgentSession`] per machine and dials again when it ends.
 
+pub mod duplex;
 pub mod tls;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 
+use self::duplex::{ExecStart, PortInputs, PortOutputs, ProgramInputs, ProgramOutputs};
 use crate::error::FailureKind;
 use crate::ids::{ContainerId, SandboxId};
 use crate::spec::{
@@ -105,6 +107,25 @@ pub trait AgentSession: Send + Sync + 'static {
 
     /// Runs a command in a container to its end, without input.
     async fn exec_sync(&self, request: ExecRequest) -> Result<ExecResult, SessionError>;
+
+    /// Runs a command in a container, on streams; see [`duplex`].
+    async fn exec(
+        &self,
+        start: ExecStart,
+        input: ProgramInputs,
+    ) -> Result<ProgramOutputs, SessionError>;
+
+    /// Connects to a running container's own streams: its output from now on, its input if it has one. Several at once may. The
+    /// output ends with the container's; one who falls far behind it is dropped with an error, and the container does not wait.
+    async fn attach(
+        &self,
+        id: &ContainerId,
+        input: ProgramInputs,
+    ) -> Result<ProgramOutputs, SessionError>;
+
+    /// Connects to a TCP port on the machine's loopback; fails with [`FailureKind::Unavailable`] when nobody listens there.
+    async fn port_forward(&self, port: u16, input: PortInputs)
+    -> Result<PortOutputs, SessionError>;
 
     /// A container's output after `after`; ends when all was sent.
     async fn logs(&self, id: &ContainerId, after: u64) -> Result<Box<dyn LogSource>, SessionError>;

@@ -1,6 +1,7 @@
 //! Agents without machines: what an engine meets at the endpoints of the fake cloud. They outlive engines, and die with
 //! their machines.
 
+mod duplex;
 mod streams;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,9 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 use infranetes_core::error::FailureKind;
 use infranetes_core::ids::{ContainerId, SandboxId};
+use infranetes_core::session::duplex::{
+    ExecStart, PortInputs, PortOutputs, ProgramInputs, ProgramOutputs,
+};
 use infranetes_core::session::{
     AgentConnector, AgentHello, AgentIdentity, AgentSession, Binding, Bound, ContainerPlan,
     ExecRequest, ExecResult, Invitation, LayerSource, LogSource, MachineImage, MachineUsage,
@@ -462,6 +466,35 @@ impl AgentSession for SimSession {
 
     async fn exec_sync(&self, _: ExecRequest) -> Result<ExecResult, SessionError> {
         self.0.call("exec", |_| Ok(ExecResult::default())).await
+    }
+
+    async fn exec(
+        &self,
+        _: ExecStart,
+        input: ProgramInputs,
+    ) -> Result<ProgramOutputs, SessionError> {
+        self.0.call("exec on streams", |_| Ok(())).await?;
+        Ok(duplex::program(self.0.clone(), input))
+    }
+
+    async fn attach(
+        &self,
+        id: &ContainerId,
+        input: ProgramInputs,
+    ) -> Result<ProgramOutputs, SessionError> {
+        self.0
+            .call("attach", |agent| match agent.containers.get(id) {
+                None => Err(no_such()),
+                Some(container) if container.state == ObservedState::Running => Ok(()),
+                Some(_) => Err(refused(FailureKind::WrongState, "it does not run")),
+            })
+            .await?;
+        Ok(duplex::program(self.0.clone(), input))
+    }
+
+    async fn port_forward(&self, _: u16, input: PortInputs) -> Result<PortOutputs, SessionError> {
+        self.0.call("port-forward", |_| Ok(())).await?;
+        Ok(duplex::port(self.0.clone(), input))
     }
 
     async fn logs(&self, id: &ContainerId, after: u64) -> Result<Box<dyn LogSource>, SessionError> {

@@ -9,6 +9,7 @@ use infranetes_agent_protocol::v1;
 use infranetes_agent_protocol::v1::watch_response::Event;
 
 use crate::ids::ContainerId;
+use crate::session::duplex::{ExecExit, ProgramOutput, TerminalSize};
 use crate::session::{
     AgentHello, Binding, Bound, ContainerPlan, LogChunk, LogStream, MachineImage, MachineLayer,
     MachineUsage, ObservedContainer, ObservedState, SessionError, WatchEvent,
@@ -176,15 +177,50 @@ pub(super) fn log_chunk(chunk: v1::LogChunk) -> Result<LogChunk, SessionError> {
             return Err(SessionError::Violation("output of no stream".to_owned()));
         }
     };
-    if chunk.data.len() > LOG_BYTES_MAX {
-        return Err(SessionError::Violation("too much output at once".to_owned()));
-    }
     Ok(LogChunk {
         sequence: chunk.sequence,
         stream,
         timestamp: time(chunk.timestamp_unix_ns).unwrap_or(SystemTime::UNIX_EPOCH),
-        data: chunk.data,
+        data: piece(chunk.data)?,
     })
+}
+
+pub(super) fn exec_output(
+    output: Option<v1::exec_response::Output>,
+) -> Result<ProgramOutput, SessionError> {
+    use v1::exec_response::Output;
+    match output {
+        Some(Output::Stdout(data)) => piece(data).map(ProgramOutput::Stdout),
+        Some(Output::Stderr(data)) => piece(data).map(ProgramOutput::Stderr),
+        Some(Output::Exit(exit)) => {
+            Ok(ProgramOutput::Exit(ExecExit { code: exit.code, timed_out: exit.timed_out }))
+        }
+        None => Err(SessionError::Violation("an empty message of an exec".to_owned())),
+    }
+}
+
+pub(super) fn attach_output(
+    output: Option<v1::attach_response::Output>,
+) -> Result<ProgramOutput, SessionError> {
+    use v1::attach_response::Output;
+    match output {
+        Some(Output::Stdout(data)) => piece(data).map(ProgramOutput::Stdout),
+        Some(Output::Stderr(data)) => piece(data).map(ProgramOutput::Stderr),
+        None => Err(SessionError::Violation("an empty message of an attach".to_owned())),
+    }
+}
+
+pub(super) fn terminal_size(size: TerminalSize) -> v1::TerminalSize {
+    v1::TerminalSize { columns: size.columns.into(), rows: size.rows.into() }
+}
+
+/// Bytes that an agent sent at once.
+pub(super) fn piece(data: Vec<u8>) -> Result<Vec<u8>, SessionError> {
+    if data.len() <= LOG_BYTES_MAX {
+        Ok(data)
+    } else {
+        Err(SessionError::Violation("too much output at once".to_owned()))
+    }
 }
 
 pub(super) fn watch_event(event: Option<Event>) -> Result<WatchEvent, SessionError> {

@@ -221,13 +221,17 @@ pub(super) async fn channel(tls: Tls) -> Result<Channel, tonic::transport::Error
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
-        .initial_stream_window_size(512 * 1024)
-        .initial_connection_window_size(2 * 1024 * 1024)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_max_header_list_size(16 * 1024)
         .connect_with_connector(connector)
         .await
 }
 
+/// What waits unread of one stream. 64 streams may have a reader who never reads (`duplex`); that much and a little more is
+/// the connection's, so that everything else goes on.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW + 2 * 1024 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An emulated CPU that is shared with others takes its time.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);

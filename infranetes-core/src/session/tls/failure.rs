@@ -19,6 +19,14 @@ pub(super) async fn within<T>(
     }
 }
 
+/// As [`within`], for work whose errors are told already.
+pub(super) async fn bounded<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, SessionError>>,
+) -> Result<T, SessionError> {
+    tokio::time::timeout(limit, work).await.unwrap_or(Err(SessionError::TimedOut(limit)))
+}
+
 /// A call that failed: refused by the agent, or lost with the connection. What the transport says has a source; what the
 /// agent says has none.
 pub(super) fn failed(status: Status) -> SessionError {

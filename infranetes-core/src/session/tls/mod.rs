@@ -13,6 +13,7 @@
 mod ca;
 mod convert;
 mod dial;
+mod duplex;
 mod enrol;
 mod failure;
 mod session;

@@ -17,11 +17,13 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use super::dial::{Endpoint, channel};
+use super::duplex::Places;
 use super::enrol::server_name;
-use super::failure::{failed, tls_problem, within};
+use super::failure::{bounded, failed, tls_problem, within};
 use super::trust::NodeTrust;
-use super::{convert, streams};
+use super::{convert, duplex, streams};
 use crate::ids::ContainerId;
+use crate::session::duplex::{ExecStart, PortInputs, PortOutputs, ProgramInputs, ProgramOutputs};
 use crate::session::{
     AgentHello, AgentIdentity, AgentSession, Binding, Bound, ContainerPlan, ExecRequest,
     ExecResult, LayerSource, LogSource, MachineImage, MachineUsage, SessionError, WatchEvent,
@@ -35,6 +37,7 @@ pub(super) struct TlsSession {
     agent_name: String,
     /// When the agent's certificate is half over.
     rotate_at: Mutex<SystemTime>,
+    places: Places,
 }
 
 impl TlsSession {
@@ -68,6 +71,7 @@ impl TlsSession {
             trust: Arc::clone(trust),
             agent_name: identity.agent_name.clone(),
             rotate_at: Mutex::new(rotate_at),
+            places: Places::new(),
         })
     }
 
@@ -192,22 +196,40 @@ impl AgentSession for TlsSession {
         }
     }
 
+    async fn exec(
+        &self,
+        start: ExecStart,
+        input: ProgramInputs,
+    ) -> Result<ProgramOutputs, SessionError> {
+        let exec = duplex::exec(self.client(), &self.places, start, input);
+        bounded(START_TIMEOUT, exec).await
+    }
+
+    async fn attach(
+        &self,
+        id: &ContainerId,
+        input: ProgramInputs,
+    ) -> Result<ProgramOutputs, SessionError> {
+        bounded(CALL_TIMEOUT, duplex::attach(self.client(), &self.places, id, input)).await
+    }
+
+    async fn port_forward(
+        &self,
+        port: u16,
+        input: PortInputs,
+    ) -> Result<PortOutputs, SessionError> {
+        bounded(CALL_TIMEOUT, duplex::port_forward(self.client(), &self.places, port, input)).await
+    }
+
     async fn logs(&self, id: &ContainerId, after: u64) -> Result<Box<dyn LogSource>, SessionError> {
-        let source = streams::logs(self.client(), id, after);
-        match tokio::time::timeout(CALL_TIMEOUT, source).await {
-            Ok(source) => Ok(Box::new(source?)),
-            Err(_) => Err(SessionError::TimedOut(CALL_TIMEOUT)),
-        }
+        let source = bounded(CALL_TIMEOUT, streams::logs(self.client(), id, after)).await?;
+        Ok(Box::new(source))
     }
 
     async fn watch(
         &self,
     ) -> Result<BoxStream<'static, Result<WatchEvent, SessionError>>, SessionError> {
-        let watch = streams::watch(self.client());
-        match tokio::time::timeout(CALL_TIMEOUT, watch).await {
-            Ok(watch) => watch,
-            Err(_) => Err(SessionError::TimedOut(CALL_TIMEOUT)),
-        }
+        bounded(CALL_TIMEOUT, streams::watch(self.client())).await
     }
 
     async fn usage(&self) -> Result<MachineUsage, SessionError> {
