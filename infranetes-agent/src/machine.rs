@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use infranetes_agent_protocol::v1::BindRequest;
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::sync::{Mutex as AsyncMutex, Semaphore, broadcast, mpsc};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, broadcast, mpsc, watch};
 
 use crate::identity::Identity;
 use crate::lines::Pace;
@@ -32,6 +32,8 @@ pub struct Machine {
     pub(crate) binding: AsyncMutex<Option<BindRequest>>,
     /// Ids of removed containers, for those who watch.
     pub(crate) removals: broadcast::Sender<String>,
+    /// Counts the containers that were started.
+    pub(crate) starts: watch::Sender<u64>,
     /// A permit for each connection that may be open.
     pub(crate) places: Arc<Semaphore>,
     /// The permit of the connection that may enrol.
@@ -59,6 +61,7 @@ impl Machine {
             owned,
             binding: AsyncMutex::new(None),
             removals: broadcast::channel(REMOVALS_MAX).0,
+            starts: watch::Sender::new(0),
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX as usize)),
             turn: Arc::new(Semaphore::new(1)),
             shutdown,

@@ -13,6 +13,7 @@ pub mod logs;
 pub mod record;
 pub mod session;
 pub mod spec;
+pub mod stats;
 pub mod status;
 
 #[cfg(test)]

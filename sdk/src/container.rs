@@ -9,11 +9,11 @@ pub use crate::v1::logs_input::Input as LogsInputPart;
 pub use crate::v1::{
     AttachInput, AttachOutput, ContainerCapabilities, ContainerEvent, ContainerEventsRequest,
     ContainerRef, ContainerState, ContainerStats, ContainerStatus, CreateContainerRequest,
-    DescribeContainerRequest, Device, Empty, EnvVar, ExecExit, ExecInput, ExecOutput, ExecStart,
-    Image, ImportChunk, ImportProgress, KillContainerRequest, Layer, ListContainersRequest,
-    ListContainersResponse, ListImagesRequest, ListImagesResponse, LogChunk, LogStream, LogsInput,
-    LogsStart, MissingRequest, MissingResponse, Mount, Namespaces, PidNamespace, Process,
-    PullRequest, PullResponse, RemoveImageRequest, Resources, Rlimit, Seccomp, SeccompMode,
-    Security, StatsRequest, StatsResponse, StopContainerRequest, TerminalSize,
-    UpdateContainerRequest, UsageRequest, UsageResponse,
+    DescribeContainerRequest, Device, DeviceStats, Empty, EnvVar, ExecExit, ExecInput, ExecOutput,
+    ExecStart, HugepageStats, Image, ImportChunk, ImportProgress, KillContainerRequest, Layer,
+    ListContainersRequest, ListContainersResponse, ListImagesRequest, ListImagesResponse, LogChunk,
+    LogStream, LogsInput, LogsStart, MissingRequest, MissingResponse, Mount, Namespaces,
+    PidNamespace, Pressure, PressureStats, Process, PullRequest, PullResponse, RemoveImageRequest,
+    Resources, Rlimit, Seccomp, SeccompMode, Security, StatsRequest, StatsResponse,
+    StopContainerRequest, TerminalSize, UpdateContainerRequest, UsageRequest, UsageResponse,
 };

@@ -7,7 +7,7 @@ use futures::future::join_all;
 use infranetes_agent_protocol::v1::{
     CreateContainerRequest, CreateContainerResponse, RemoveContainerRequest,
     RemoveContainerResponse, StartContainerRequest, StartContainerResponse, StopContainerRequest,
-    StopContainerResponse,
+    StopContainerResponse, UpdateContainerRequest, UpdateContainerResponse,
 };
 use infranetes_sdk::container::{
     ContainerRef, ContainerState, ListContainersRequest, Mount,
@@ -64,6 +64,7 @@ pub(super) async fn start(
         .start(context("start", &id, START_TIMEOUT), reference())
         .await
         .map_err(|error| convert::status(&error))?;
+    machine.starts.send_modify(|starts| *starts += 1);
     tracing::info!(container = %id, "container started");
     Ok(StartContainerResponse {})
 }
@@ -77,6 +78,20 @@ pub(super) async fn stop(
     let grace = convert::grace(request.grace_ms);
     gone_is_success(stop_one(machine, request.id, request.signal, grace).await)?;
     Ok(StopContainerResponse {})
+}
+
+/// Gives a container new limits.
+pub(super) async fn update(
+    machine: &Machine,
+    request: UpdateContainerRequest,
+) -> Result<UpdateContainerResponse, Status> {
+    check_id(&request.id)?;
+    let id = request.id.clone();
+    let context = context("update", &id, UPDATE_TIMEOUT);
+    let updated = provider(machine).await?.update(context, convert::update(request)).await;
+    updated.map_err(|error| convert::status(&error))?;
+    tracing::info!(container = %id, "container has new limits");
+    Ok(UpdateContainerResponse {})
 }
 
 /// Removes a container; gone is success.
@@ -182,6 +197,7 @@ const ID_BYTES_MAX: usize = 64;
 pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(20);
 const CREATE_TIMEOUT: Duration = Duration::from_secs(90);
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+const UPDATE_TIMEOUT: Duration = Duration::from_secs(25);
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(60);
 /// From the kill to the exit, on a slow machine.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);

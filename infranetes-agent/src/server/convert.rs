@@ -1,5 +1,7 @@
 //! Between the protocol's words and the SDK's: the only file that knows both.
 
+mod stats;
+
 use std::time::Duration;
 
 use infranetes_agent_protocol::v1::{
@@ -11,6 +13,8 @@ use infranetes_agent_protocol::v1::{
 use infranetes_sdk::container as sdk;
 use infranetes_sdk::{ErrorKind, ProviderError};
 use tonic::{Code, Status};
+
+pub(super) use self::stats::container_stats;
 
 /// A provider's error for the node. Only the duty that makes a container tells a taken id from a wrong state.
 pub(super) fn status(error: &ProviderError) -> Status {
@@ -95,6 +99,12 @@ pub(super) fn create(
         process: Some(process(config)),
         ..Default::default()
     })
+}
+
+pub(super) fn update(
+    request: infranetes_agent_protocol::v1::UpdateContainerRequest,
+) -> sdk::UpdateContainerRequest {
+    sdk::UpdateContainerRequest { id: request.id, resources: request.resources.map(resources) }
 }
 
 fn process(config: ContainerConfig) -> sdk::Process {

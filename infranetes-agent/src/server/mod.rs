@@ -11,6 +11,7 @@ mod images;
 mod logs;
 mod port_forward;
 mod rotation;
+mod stats;
 mod usage;
 mod watch;
 
@@ -26,7 +27,8 @@ use infranetes_agent_protocol::v1::{
     ImportLayersRequest, ImportLayersResponse, LogChunk, LogsRequest, MissingLayersRequest,
     MissingLayersResponse, PortForwardRequest, PortForwardResponse, RemoveContainerRequest,
     RemoveContainerResponse, ShutdownRequest, ShutdownResponse, StartContainerRequest,
-    StartContainerResponse, StopContainerRequest, StopContainerResponse, UsageRequest,
+    StartContainerResponse, StatsRequest, StatsResponse, StopContainerRequest,
+    StopContainerResponse, UpdateContainerRequest, UpdateContainerResponse, UsageRequest,
     UsageResponse, WatchRequest, WatchResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
@@ -133,6 +135,13 @@ impl Agent for Session {
         containers::remove(self.machine()?, request.into_inner()).await.map(Response::new)
     }
 
+    async fn update_container(
+        &self,
+        request: Request<UpdateContainerRequest>,
+    ) -> Result<Response<UpdateContainerResponse>, Status> {
+        containers::update(self.machine()?, request.into_inner()).await.map(Response::new)
+    }
+
     type ExecStream = ResponseStream<ExecResponse>;
 
     async fn exec(
@@ -177,6 +186,15 @@ impl Agent for Session {
         _request: Request<WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         Ok(Response::new(watch::watch(Arc::clone(self.machine()?))))
+    }
+
+    type StatsStream = ResponseStream<StatsResponse>;
+
+    async fn stats(
+        &self,
+        request: Request<StatsRequest>,
+    ) -> Result<Response<Self::StatsStream>, Status> {
+        Ok(Response::new(stats::stats(Arc::clone(self.machine()?), request.get_ref())))
     }
 
     async fn usage(

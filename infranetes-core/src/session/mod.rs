@@ -19,6 +19,7 @@ use crate::ids::{ContainerId, SandboxId};
 use crate::spec::{
     ContainerResources, Dns, EnvVar, MachineMount, PidMode, PodIdentity, SecuritySpec,
 };
+use crate::stats::StatsSample;
 
 /// Makes agents known to this node and opens sessions to them.
 #[async_trait]
@@ -102,6 +103,13 @@ pub trait AgentSession: Send + Sync + 'static {
     /// Stops a container and returns once it exited; gone is success.
     async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), SessionError>;
 
+    /// Gives a container that is created or runs new limits; what is 0 or empty stays. A refusal changes nothing.
+    async fn update_container(
+        &self,
+        id: &ContainerId,
+        resources: &ContainerResources,
+    ) -> Result<(), SessionError>;
+
     /// Removes a container, killing it if need be; gone is success.
     async fn remove_container(&self, id: &ContainerId) -> Result<(), SessionError>;
 
@@ -134,6 +142,14 @@ pub trait AgentSession: Send + Sync + 'static {
     async fn watch(
         &self,
     ) -> Result<BoxStream<'static, Result<WatchEvent, SessionError>>, SessionError>;
+
+    /// What the machine and its containers use: a sample at once, one soon after each start of a container, and one at the
+    /// end of each period. An agent from before there were samples refuses with [`FailureKind::Unsupported`]. Ends with an
+    /// error when the session does.
+    async fn stats(
+        &self,
+        period: Duration,
+    ) -> Result<BoxStream<'static, Result<StatsSample, SessionError>>, SessionError>;
 
     /// What the machine uses.
     async fn usage(&self) -> Result<MachineUsage, SessionError>;

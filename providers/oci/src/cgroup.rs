@@ -17,6 +17,7 @@ use rustix::event::EventfdFlags;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::image::remove_tree;
+use crate::stats;
 
 /// Which hierarchies this machine has.
 #[derive(Debug, Clone)]
@@ -137,8 +138,11 @@ impl Cgroup {
     /// Counters, as far as the hierarchies have them.
     pub(crate) fn stats(&self) -> ContainerStats {
         match &self.cgroups {
-            Cgroups::V2 { root } => stats_v2(&root.join(&self.outer)),
-            Cgroups::V1 { .. } => self.stats_v1(),
+            Cgroups::V2 { root } => {
+                let dir = root.join(&self.outer);
+                stats::of_v2(&dir, &dir.join(INNER))
+            }
+            Cgroups::V1 { .. } => stats::of_v1(self),
         }
     }
 
@@ -184,7 +188,36 @@ impl Cgroup {
         }
     }
 
-    fn pids(&self) -> Vec<Pid> {
+    /// Bytes of memory that are charged to it; 0 where that is not known.
+    pub(crate) fn memory_used(&self) -> u64 {
+        let file = match &self.cgroups {
+            Cgroups::V2 { root } => Some(root.join(&self.outer).join(INNER).join("memory.current")),
+            Cgroups::V1 { .. } => self.v1("memory").map(|dir| dir.join("memory.usage_in_bytes")),
+        };
+        let text = file.and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
+    /// Asks the kernel to take back so much memory; what it can, it does before this returns.
+    pub(crate) fn reclaim(&self, bytes: u64) {
+        let done = match &self.cgroups {
+            Cgroups::V2 { root } => {
+                let file = root.join(&self.outer).join(INNER).join("memory.reclaim");
+                fs::write(file, bytes.to_string())
+            }
+            // With children it would be refused; it has none.
+            Cgroups::V1 { .. } => match self.v1("memory") {
+                Some(dir) => fs::write(dir.join("memory.force_empty"), "0"),
+                None => Ok(()),
+            },
+        };
+        if let Err(error) = done {
+            tracing::debug!(%error, "the kernel took back less memory than it was asked to");
+        }
+    }
+
+    /// All processes in it.
+    pub(crate) fn pids(&self) -> Vec<Pid> {
         let mut pids = Vec::new();
         for mount in self.cgroups.mounts() {
             collect_pids(&mount.join(&self.outer), &mut pids);
@@ -195,30 +228,9 @@ impl Cgroup {
     }
 
     /// The runtime's cgroup in the hierarchy of a controller.
-    fn v1(&self, name: &str) -> Option<PathBuf> {
+    pub(crate) fn v1(&self, name: &str) -> Option<PathBuf> {
         let Cgroups::V1 { hierarchies } = &self.cgroups else { return None };
         Some(controller(hierarchies, name)?.join(&self.outer).join(INNER))
-    }
-
-    fn stats_v1(&self) -> ContainerStats {
-        let read =
-            |controller: &str, file: &str| fs::read_to_string(self.v1(controller)?.join(file)).ok();
-        let value = |controller: &str, file: &str| {
-            read(controller, file).and_then(|text| text.trim().parse().ok()).unwrap_or(0)
-        };
-        let memory = read("memory", "memory.stat").unwrap_or_default();
-        let memory = |name: &str| field(&memory, name).unwrap_or(0);
-        let usage: u64 = value("memory", "memory.usage_in_bytes");
-        ContainerStats {
-            cpu_usage_ns: value("cpuacct", "cpuacct.usage"),
-            memory_usage_bytes: usage,
-            memory_working_set_bytes: usage.saturating_sub(memory("total_inactive_file")),
-            memory_rss_bytes: memory("total_rss"),
-            memory_page_faults: memory("total_pgfault"),
-            memory_major_page_faults: memory("total_pgmajfault"),
-            processes: value("pids", "pids.current"),
-            ..Default::default()
-        }
     }
 }
 
@@ -266,25 +278,8 @@ async fn remember(
     }
 }
 
-fn stats_v2(dir: &Path) -> ContainerStats {
-    let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
-    let (cpu, memory) = (read("cpu.stat"), read("memory.stat"));
-    let memory = |name: &str| field(&memory, name).unwrap_or(0);
-    let usage: u64 = read("memory.current").trim().parse().unwrap_or(0);
-    ContainerStats {
-        cpu_usage_ns: field(&cpu, "usage_usec").unwrap_or(0).saturating_mul(1000),
-        memory_usage_bytes: usage,
-        memory_working_set_bytes: usage.saturating_sub(memory("inactive_file")),
-        memory_rss_bytes: memory("anon"),
-        memory_page_faults: memory("pgfault"),
-        memory_major_page_faults: memory("pgmajfault"),
-        processes: read("pids.current").trim().parse().unwrap_or(0),
-        ..Default::default()
-    }
-}
-
 /// The number that stands after a name at the start of a line.
-fn field(text: &str, name: &str) -> Option<u64> {
+pub(crate) fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 

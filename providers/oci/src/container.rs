@@ -33,6 +33,7 @@ use crate::error::io_error;
 use crate::image::LayerPath;
 use crate::rootfs::Rootfs;
 use crate::spool::{CHUNK_BYTES, Spool};
+use crate::stats::LayerUsage;
 
 /// A container, from its creation to its removal.
 pub(crate) struct Container {
@@ -42,6 +43,7 @@ pub(crate) struct Container {
     pub(crate) bundle: PathBuf,
     pub(crate) rootfs: Rootfs,
     pub(crate) cgroup: Cgroup,
+    pub(crate) layer: LayerUsage,
     pub(crate) spool: Arc<Spool>,
     /// What attached clients see, from now on.
     pub(crate) live: broadcast::Sender<Live>,
@@ -106,6 +108,7 @@ impl Container {
             bundle: parts.bundle,
             rootfs: parts.rootfs,
             cgroup: parts.cgroup,
+            layer: LayerUsage::default(),
             spool: Arc::new(parts.spool),
             live: broadcast::Sender::new(LIVE_CHUNKS),
             status: watch::Sender::new(status),

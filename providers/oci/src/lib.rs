@@ -19,6 +19,8 @@ mod pause;
 mod provider;
 mod rootfs;
 mod spool;
+mod stats;
+mod update;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -28,7 +28,7 @@ use tokio::sync::broadcast::error::RecvError;
 use crate::attach;
 use crate::cgroup::Cgroups;
 use crate::client::Runtime;
-use crate::container::{Container, Start, now_unix_ns};
+use crate::container::{Container, Start};
 use crate::convert;
 use crate::create::Creator;
 use crate::error::io_error;
@@ -36,6 +36,8 @@ use crate::exec::Execs;
 use crate::image::{ImageStore, import};
 use crate::pause::Pause;
 use crate::spool::SpoolLimits;
+use crate::stats;
+use crate::update::update;
 
 /// Containers by an OCI runtime. See the crate's documentation.
 pub struct OciProvider {
@@ -200,19 +202,12 @@ impl ContainerProvider for OciProvider {
     async fn update(&self, _ctx: CallContext, request: UpdateContainerRequest) -> Result<Empty> {
         let container = self.inner.find(&request.id)?;
         let asked = request.resources.unwrap_or_default();
-        if asked.oom_score_adj != 0 {
-            return Err(ProviderError::unsupported(
-                "oom_score_adj is fixed once a container exists",
-            ));
-        }
-        let resources = convert::resources(&asked, self.inner.creator.cgroups.counts_swap())?;
-        match container.state() {
-            ContainerState::Running => {
-                self.inner.runtime.update(container.id(), &resources).await?;
-                Ok(Empty {})
-            }
-            _ => Err(ProviderError::conflict(format!("container {} does not run", container.id()))),
-        }
+        self.inner
+            .clone()
+            .whole(|inner| async move {
+                update(&container, &inner.runtime, &inner.creator.cgroups, &asked).await
+            })
+            .await
     }
 
     async fn status(&self, _ctx: CallContext, request: ContainerRef) -> Result<ContainerStatus> {
@@ -236,7 +231,7 @@ impl ContainerProvider for OciProvider {
         let running = containers.into_iter().filter(|one| one.state() == ContainerState::Running);
         let running: Vec<_> = running.collect();
         let stats = tokio::task::spawn_blocking(move || {
-            running.iter().map(|container| stats_of(container)).collect()
+            running.iter().map(|container| stats::of(container)).collect()
         });
         let stats = stats
             .await
@@ -437,14 +432,6 @@ async fn send_events(
             Err(RecvError::Closed) => return,
         }
     }
-}
-
-fn stats_of(container: &Container) -> infranetes_sdk::v1::ContainerStats {
-    let mut stats = container.cgroup.stats();
-    stats.id = container.id().to_owned();
-    stats.timestamp_unix_ns = now_unix_ns();
-    (stats.writable_layer_bytes, stats.writable_layer_inodes) = container.rootfs.usage();
-    stats
 }
 
 fn check_id(id: &str) -> Result<()> {

@@ -58,7 +58,10 @@ super::provider! {
         /// Removes a container and its writable layer, killing it if it runs. Not there is success.
         remove(ContainerRef) -> Empty;
 
-        /// Changes the limits of a container; fields at their default keep what is.
+        /// Changes the limits of a container that is created or runs; fields at their default keep what is.
+        ///
+        /// - All of them or none: after an error the old ones hold.
+        /// - Less memory than is used and can be taken back, and a container that exited: `Conflict`.
         update(UpdateContainerRequest) -> Empty;
 
         /// How a container is. A container that exited keeps its exit code, times and reason until it is removed.

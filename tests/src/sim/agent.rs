@@ -21,11 +21,13 @@ use infranetes_core::session::{
     ExecRequest, ExecResult, Invitation, LayerSource, LogSource, MachineImage, MachineUsage,
     ObservedState, SessionError, Ticket, WatchEvent,
 };
+use infranetes_core::spec::ContainerResources;
+use infranetes_core::stats::StatsSample;
 use infranetes_provider_fake::{FakeCloud, MachineView, Phase};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-use self::streams::{SimOutput, Watcher};
+use self::streams::{Sampler, SimOutput, Watcher};
 use crate::sim::random::Random;
 use crate::sim::seam::Seams;
 use crate::sim::world::Promises;
@@ -46,6 +48,8 @@ pub struct Fleet {
     pub certificate_life: Duration,
     /// How many more renewals of certificates fail.
     refuse_renewals: Mutex<u32>,
+    /// Machines' clocks begin with the fleet.
+    born: Instant,
     connections: AtomicU64,
     open_sessions: Arc<AtomicU64>,
 }
@@ -68,6 +72,7 @@ struct Container {
     written: u64,
     acknowledged: u64,
     exit_code: i32,
+    resources: ContainerResources,
     /// Kept for the count of its starts; nobody sees it any more.
     removed: bool,
 }
@@ -92,6 +97,7 @@ impl Fleet {
             break_percent,
             certificate_life,
             refuse_renewals: Mutex::default(),
+            born: Instant::now(),
             connections: AtomicU64::default(),
             open_sessions: Arc::default(),
         })
@@ -415,6 +421,7 @@ impl AgentSession for SimSession {
                     written: 0,
                     acknowledged: 0,
                     exit_code: 0,
+                    resources: ContainerResources::default(),
                     removed: false,
                 });
                 Ok(())
@@ -435,6 +442,26 @@ impl AgentSession for SimSession {
                     }
                     ObservedState::Running => Ok(()),
                     ObservedState::Exited => Err(refused(FailureKind::WrongState, "it exited")),
+                }
+            })
+            .await
+    }
+
+    async fn update_container(
+        &self,
+        id: &ContainerId,
+        resources: &ContainerResources,
+    ) -> Result<(), SessionError> {
+        let resources = resources.clone();
+        self.0
+            .call("update container", move |agent| {
+                let container = agent.containers.get_mut(id).ok_or_else(no_such)?;
+                match container.state {
+                    ObservedState::Exited => Err(refused(FailureKind::WrongState, "it exited")),
+                    _ => {
+                        container.resources = resources;
+                        Ok(())
+                    }
                 }
             })
             .await
@@ -518,6 +545,17 @@ impl AgentSession for SimSession {
         let watcher = Watcher { line: self.0.clone(), told: None, ended: false };
         Ok(Box::pin(futures::stream::unfold(watcher, |mut watcher| async move {
             watcher.next().await.map(|event| (event, watcher))
+        })))
+    }
+
+    async fn stats(
+        &self,
+        period: Duration,
+    ) -> Result<BoxStream<'static, Result<StatsSample, SessionError>>, SessionError> {
+        self.0.call("stats", |_| Ok(())).await?;
+        let sampler = Sampler { line: self.0.clone(), period, told: false, ended: false };
+        Ok(Box::pin(futures::stream::unfold(sampler, |mut sampler| async move {
+            sampler.next().await.map(|sample| (sample, sampler))
         })))
     }
 

@@ -2,12 +2,15 @@
 //!
 //! What comes from an agent is checked here: it may be hostile.
 
+mod stats;
+
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use infranetes_agent_protocol::v1;
 use infranetes_agent_protocol::v1::watch_response::Event;
 
+pub(super) use self::stats::stats_sample;
 use crate::ids::ContainerId;
 use crate::session::duplex::{ExecExit, ProgramOutput, TerminalSize};
 use crate::session::{
@@ -134,7 +137,7 @@ fn security(security: &SecuritySpec, image_user: &str) -> v1::Security {
     }
 }
 
-fn resources(resources: &ContainerResources) -> v1::Resources {
+pub(super) fn resources(resources: &ContainerResources) -> v1::Resources {
     v1::Resources {
         cpu_shares: resources.cpu_shares,
         cpu_quota_us: resources.cpu_quota_us,

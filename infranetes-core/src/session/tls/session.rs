@@ -9,7 +9,7 @@ use infranetes_agent_protocol::v1::agent_client::AgentClient;
 use infranetes_agent_protocol::v1::{
     BeginRotationRequest, CompleteRotationRequest, CreateContainerRequest, HelloRequest,
     MissingLayersRequest, RemoveContainerRequest, ShutdownRequest, StartContainerRequest,
-    StopContainerRequest, UsageRequest,
+    StopContainerRequest, UpdateContainerRequest, UsageRequest,
 };
 use infranetes_agent_protocol::{MAX_MESSAGE_BYTES, OLDEST_PROTOCOL, PROTOCOL};
 use rustls_pki_types::CertificateDer;
@@ -28,6 +28,8 @@ use crate::session::{
     AgentHello, AgentIdentity, AgentSession, Binding, Bound, ContainerPlan, ExecRequest,
     ExecResult, LayerSource, LogSource, MachineImage, MachineUsage, SessionError, WatchEvent,
 };
+use crate::spec::ContainerResources;
+use crate::stats::StatsSample;
 
 /// A session; its end is that of its connection.
 pub(super) struct TlsSession {
@@ -179,6 +181,16 @@ impl AgentSession for TlsSession {
         within(limit, self.client().stop_container(request)).await.map(drop)
     }
 
+    async fn update_container(
+        &self,
+        id: &ContainerId,
+        resources: &ContainerResources,
+    ) -> Result<(), SessionError> {
+        let resources = Some(convert::resources(resources));
+        let request = UpdateContainerRequest { id: id.to_string(), resources };
+        within(CALL_TIMEOUT, self.client().update_container(request)).await.map(drop)
+    }
+
     async fn remove_container(&self, id: &ContainerId) -> Result<(), SessionError> {
         let request = RemoveContainerRequest { id: id.to_string() };
         within(START_TIMEOUT, self.client().remove_container(request)).await.map(drop)
@@ -230,6 +242,17 @@ impl AgentSession for TlsSession {
         &self,
     ) -> Result<BoxStream<'static, Result<WatchEvent, SessionError>>, SessionError> {
         bounded(CALL_TIMEOUT, streams::watch(self.client())).await
+    }
+
+    async fn stats(
+        &self,
+        period: Duration,
+    ) -> Result<BoxStream<'static, Result<StatsSample, SessionError>>, SessionError> {
+        let stats = streams::stats(self.client(), period);
+        match tokio::time::timeout(CALL_TIMEOUT, stats).await {
+            Ok(stats) => stats,
+            Err(_) => Err(SessionError::TimedOut(CALL_TIMEOUT)),
+        }
     }
 
     async fn usage(&self) -> Result<MachineUsage, SessionError> {

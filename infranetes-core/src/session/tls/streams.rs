@@ -13,7 +13,7 @@ use futures::{Stream, StreamExt};
 use infranetes_agent_protocol::v1::agent_client::AgentClient;
 use infranetes_agent_protocol::v1::{
     ExecExit, ExecRequest as ExecMessage, ExecStart, ImportLayersRequest, LogChunk as LogMessage,
-    LogsRequest, LogsStart, WatchRequest, WatchResponse, exec_request, exec_response,
+    LogsRequest, LogsStart, StatsRequest, WatchRequest, WatchResponse, exec_request, exec_response,
     import_layers_request, logs_request,
 };
 use tokio::sync::watch;
@@ -27,6 +27,7 @@ use crate::ids::ContainerId;
 use crate::session::{
     ExecRequest, ExecResult, LayerSource, LogChunk, LogSource, SessionError, WatchEvent,
 };
+use crate::stats::StatsSample;
 
 /// Streams layers in. The agent's pace is the reader's: nothing is read before it is asked for.
 pub(super) async fn import(
@@ -199,6 +200,28 @@ pub(super) async fn watch(
     })))
 }
 
+/// What the machine uses, again and again. It ends with the first error.
+pub(super) async fn stats(
+    client: AgentClient<Channel>,
+    period: Duration,
+) -> Result<BoxStream<'static, Result<StatsSample, SessionError>>, SessionError> {
+    let period_ms = u32::try_from(period.as_millis()).unwrap_or(u32::MAX);
+    let mut client = client.max_decoding_message_size(SAMPLE_BYTES_MAX);
+    let samples = client.stats(StatsRequest { period_ms }).await.map_err(failed)?.into_inner();
+    Ok(Box::pin(unfold(Some(samples), |samples| async move {
+        let mut samples = samples?;
+        let sample = match samples.message().await {
+            Ok(Some(sample)) => convert::stats_sample(sample),
+            Ok(None) => Err(SessionError::Broken(
+                "the agent ended its samples, which never end by themselves".into(),
+            )),
+            Err(status) => Err(failed(status)),
+        };
+        let next = sample.is_ok().then_some(samples);
+        Some((sample, next))
+    })))
+}
+
 struct Watch {
     events: Streaming<WatchResponse>,
     last: u64,
@@ -224,6 +247,8 @@ impl Watch {
     }
 }
 
+/// What one sample may have; an agent leaves out what does not fit.
+const SAMPLE_BYTES_MAX: usize = 256 * 1024;
 /// What one message of an import carries.
 const IMPORT_BYTES: usize = 256 * 1024;
 /// An import in which nothing moves for so long is over. Unpacking goes on between the last byte and the answer.

@@ -196,7 +196,7 @@ fn rlimit(asked: &v1::Rlimit) -> Result<Rlimit> {
 }
 
 /// Lowering the score below our own takes a capability that a service on a node may lack; then ours is as low as it goes.
-fn oom_score(asked: i64, machine: u64) -> Result<Option<i32>> {
+pub(crate) fn oom_score(asked: i64, machine: u64) -> Result<Option<i32>> {
     let score = i32::try_from(asked)
         .ok()
         .filter(|score| (-1000..=1000).contains(score))
