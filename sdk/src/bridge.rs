@@ -27,7 +27,7 @@ mod wire;
 pub use entry::{Entry, Export, MANIFEST_RUSTC, MANIFEST_TARGET, SDK_VERSION, start_linked};
 pub use host::HostEndpoint;
 pub use infranetes_abi as abi;
-pub use remote::Remote;
+pub use remote::{MESSAGE_BYTES_MAX, Remote};
 
 pub(crate) use served::unknown;
 pub(crate) use wire::{decode, decode_stream, encode_stream};

@@ -22,6 +22,9 @@ struct Config {
     start: String,
     #[serde(default)]
     secret: String,
+    /// As long as there is such a file, starting ends the process.
+    #[serde(default)]
+    crash_while: std::path::PathBuf,
 }
 
 #[derive(Clone)]
@@ -43,7 +46,11 @@ impl Plugin for Trouble {
     type Config = Config;
 
     async fn start(host: Host, config: Config) -> Result<Providers> {
+        if config.crash_while.exists() {
+            std::process::abort();
+        }
         match config.start.as_str() {
+            "crash" => std::process::abort(),
             "hang" => std::future::pending().await,
             "block" => block(Duration::from_secs(3)),
             "panic" => panic!("start went wrong"),
@@ -84,6 +91,27 @@ impl PodProvider for Trouble {
             }
             "nap" => tokio::time::sleep(Duration::from_millis(100)).await,
             "block" => block(Duration::from_secs(2)),
+            "crash" => std::process::abort(),
+            "exit" => {
+                eprintln!("there is no way out");
+                std::process::exit(3)
+            }
+            "overflow" => overflow(0),
+            "orphan" => {
+                // Inherits what it can, and outlives the process.
+                let child = std::process::Command::new("sleep").arg("20").spawn();
+                let id = child.map_or(0, |child| child.id());
+                return Ok(Machine { id: request.id, name: id.to_string(), ..Machine::default() });
+            }
+            "process" => {
+                let name = std::process::id().to_string();
+                return Ok(Machine { id: request.id, name, ..Machine::default() });
+            }
+            "large" => {
+                let name = "x".repeat(20 << 20);
+                return Ok(Machine { id: request.id, name, ..Machine::default() });
+            }
+            "large error" => return Err(ProviderError::quota("y".repeat(4 << 20))),
             "bad metric" => self.host.metric("panic", 1.0),
             "bad drop" => {
                 struct Bomb;
@@ -148,6 +176,10 @@ impl PodProvider for Trouble {
                         ));
                     }
                     ("panic", 3) => panic!("the console exploded"),
+                    ("large", 1) => {
+                        let data = vec![0; 20 << 20];
+                        return Some((Ok(ConsoleChunk { data }), (count + 1, witness)));
+                    }
                     ("idle", 1) => std::future::pending().await,
                     _ => {}
                 }
@@ -197,6 +229,13 @@ impl VolumeProvider for Trouble {
     async fn get(&self, _: CallContext, request: VolumeRef) -> Result<Volume> {
         Ok(Volume { id: request.id, ..Volume::default() })
     }
+}
+
+#[expect(unconditional_recursion, reason = "the point is to run out of stack")]
+fn overflow(depth: u64) {
+    std::hint::black_box([depth; 512]);
+    overflow(std::hint::black_box(depth + 1));
+    std::hint::black_box(depth);
 }
 
 #[expect(clippy::disallowed_methods, reason = "the point is to block a thread")]

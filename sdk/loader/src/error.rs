@@ -193,6 +193,32 @@ pub enum LoadError {
         /// How the child ended, and its last words.
         outcome: String,
     },
+    /// It is to run in a process of its own, and nobody said how.
+    #[error("this program runs no plugins in processes of their own; give {path} no `isolation`", path = path.display())]
+    NoIsolation {
+        /// The plugin.
+        path: PathBuf,
+    },
+    /// The program that runs plugins cannot be run.
+    #[error("cannot run {program} as the process of a plugin", program = program.display())]
+    NoHelper {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The process of the plugin ended before the plugin had started.
+    #[error("the process of {path} {outcome} while the plugin started; install the file again", path = path.display())]
+    HelperEnded {
+        /// The plugin.
+        path: PathBuf,
+        /// How it ended, and its last words.
+        outcome: String,
+    },
+    /// The process of the plugin refuses it, in the words that this one would use.
+    #[error(transparent)]
+    Isolated(Box<ProviderError>),
     /// The linker, or the check of its types, refuses it.
     #[error("{path} cannot be used; rebuild it with a released infranetes-sdk", path = path.display())]
     Abi {

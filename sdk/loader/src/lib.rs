@@ -17,7 +17,7 @@
 //!   expected, what was found and what to do.
 //! - What comes out is `Arc<dyn PodProvider>` and so on: nobody can tell a loaded provider from a linked one.
 //! - A provider that panics, blocks or forgets its deadline hurts nobody else; one that aborts the process, or corrupts
-//!   memory, does: plugins are trusted code.
+//!   memory, does: plugins are trusted code, unless they run in a process of their own ([`isolation`]).
 //! - Code is never unmapped. Dropping a [`LoadedPlugin`] and all its providers ends the instance's threads.
 //!
 //! # What it does not do
@@ -28,6 +28,7 @@
 mod elf;
 mod error;
 mod files;
+pub mod isolation;
 mod manifest;
 mod probe;
 mod start;

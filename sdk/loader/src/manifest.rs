@@ -10,7 +10,7 @@ use infranetes_sdk::bridge::{MANIFEST_RUSTC, MANIFEST_TARGET, SDK_VERSION};
 use crate::error::LoadError;
 
 /// The manifest of a plugin. Only `abi`, `target` and `panic` are gates; the rest is for messages.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct Manifest {
     /// The provider's name.

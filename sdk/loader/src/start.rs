@@ -21,6 +21,7 @@ use tokio::runtime::Handle;
 
 use crate::error::LoadError;
 use crate::files;
+use crate::isolation::{self, Helper, Isolated, Isolation};
 use crate::manifest::Manifest;
 use crate::probe::{self, Probe};
 use crate::vet::{Vetted, vet};
@@ -28,9 +29,10 @@ use crate::vet::{Vetted, vet};
 /// Loads plugins.
 #[derive(Clone, Debug)]
 pub struct Loader {
-    start_timeout: Duration,
+    pub(crate) start_timeout: Duration,
     describe_timeout: Duration,
     probe: Option<Probe>,
+    helper: Option<Helper>,
 }
 
 /// One instance of a plugin, as the host wants it.
@@ -50,6 +52,8 @@ pub struct PluginSpec {
     pub worker_threads: u32,
     /// The most verbose level of log lines that the host wants.
     pub log_level: LogLevel,
+    /// Which process it runs in.
+    pub isolation: Isolation,
     /// What the host does for it.
     pub services: Arc<dyn HostServices>,
 }
@@ -63,6 +67,7 @@ pub struct LoadedPlugin {
     path: PathBuf,
     providers: Providers,
     remote: Remote,
+    isolated: Option<Arc<Isolated>>,
 }
 
 impl Loader {
@@ -72,6 +77,7 @@ impl Loader {
             start_timeout: Duration::from_secs(30),
             describe_timeout: Duration::from_secs(5),
             probe: None,
+            helper: None,
         }
     }
 
@@ -101,24 +107,55 @@ impl Loader {
         self
     }
 
+    /// Names the program that runs plugins whose [`PluginSpec::isolation`] is [`Isolation::Process`].
+    #[must_use]
+    pub fn with_helper(mut self, helper: Helper) -> Self {
+        self.helper = Some(helper);
+        self
+    }
+
     /// Vets the file, opens it, starts the instance and asks what it provides. Must be called on a tokio runtime, which
     /// then runs the host services.
     pub async fn load(&self, spec: PluginSpec) -> Result<LoadedPlugin, LoadError> {
+        let (file, endpoint, isolated) = match spec.isolation {
+            Isolation::None => {
+                let host = HostEndpoint::new(Handle::current(), spec.services.clone()).into_raw();
+                let (file, endpoint) = self.open(&spec, host).await?;
+                (file, endpoint, None)
+            }
+            Isolation::Process => {
+                let unknown = || LoadError::NoIsolation { path: spec.path.clone() };
+                let helper = self.helper.as_ref().ok_or_else(unknown)?;
+                let (file, endpoint, isolated) = isolation::start(self, helper, &spec).await?;
+                (file, endpoint, Some(isolated))
+            }
+        };
+        let remote = Remote::new(endpoint, &spec.instance);
+        let description = self.describe(&remote, &spec).await?;
+        tracing::info!(
+            instance = spec.instance,
+            provider = file.name,
+            version = file.version,
+            services = ?description.services,
+            process = isolated.as_ref().and_then(|isolated| isolated.process()),
+            "plugin loaded"
+        );
+        Ok(LoadedPlugin { isolated, ..LoadedPlugin::new(file, spec, &description, remote) })
+    }
+
+    /// Vets the file, opens it and starts the instance in this process.
+    pub(crate) async fn open(
+        &self,
+        spec: &PluginSpec,
+        host: EndpointBox,
+    ) -> Result<(LoadedFile, EndpointBox), LoadError> {
         let vetted = vet_in_background(spec.path.clone(), spec.sha256.clone()).await?;
         if let Some(probe) = &self.probe {
             probe::in_child(probe, &vetted).await?;
         }
-        let (vetted, module) = open(vetted).await?;
+        let (file, module) = open(vetted).await?;
         let start = |host, request: Vec<u8>| module.start()(host, request.into());
-        let (remote, description) = self.run(start, &spec).await?;
-        tracing::info!(
-            instance = spec.instance,
-            provider = vetted.name,
-            version = vetted.version,
-            services = ?description.services,
-            "plugin loaded"
-        );
-        Ok(LoadedPlugin::new(vetted, spec, &description, remote))
+        Ok((file, self.start(start, spec, host).await?))
     }
 
     /// Runs a plugin that is linked into this program as if it were loaded: on a runtime of its own, with deadlines
@@ -127,36 +164,28 @@ impl Loader {
     pub async fn link<P: Plugin>(&self, spec: PluginSpec) -> Result<LoadedPlugin, LoadError> {
         let name = std::any::type_name::<P>();
         let start = |host, request: Vec<u8>| start_linked::<P>(name, "linked", host, &request);
-        let (remote, description) = self.run(start, &spec).await?;
+        let host = HostEndpoint::new(Handle::current(), spec.services.clone()).into_raw();
+        let remote = Remote::new(self.start(start, &spec, host).await?, &spec.instance);
+        let description = self.describe(&remote, &spec).await?;
         let file = LoadedFile { manifest: Manifest::of_linked(name), sha256: None };
         Ok(LoadedPlugin::new(file, spec, &description, remote))
-    }
-
-    async fn run(
-        &self,
-        start: impl FnOnce(EndpointBox, Vec<u8>) -> StartFuture,
-        spec: &PluginSpec,
-    ) -> Result<(Remote, v1::PluginDescription), LoadError> {
-        let remote = self.start(start, spec).await?;
-        let description = self.describe(&remote, spec).await?;
-        Ok((remote, description))
     }
 
     async fn start(
         &self,
         start: impl FnOnce(EndpointBox, Vec<u8>) -> StartFuture,
         spec: &PluginSpec,
-    ) -> Result<Remote, LoadError> {
+        host: EndpointBox,
+    ) -> Result<EndpointBox, LoadError> {
         let failed = |source| LoadError::Start {
             path: spec.path.clone(),
             instance: spec.instance.clone(),
             source: Box::new(source),
         };
-        let host = HostEndpoint::new(Handle::current(), spec.services.clone()).into_raw();
         let request = spec.start_request().map_err(failed)?.encode_to_vec();
         let starting = start(host, request);
         match tokio::time::timeout(self.start_timeout, starting).await {
-            Ok(RResult::ROk(endpoint)) => Ok(Remote::new(endpoint, &spec.instance)),
+            Ok(RResult::ROk(endpoint)) => Ok(endpoint),
             Ok(RResult::RErr(status)) => Err(failed(read_status(&status))),
             Err(_) => Err(LoadError::StartTimeout {
                 path: spec.path.clone(),
@@ -199,6 +228,7 @@ impl PluginSpec {
             state_dir: None,
             worker_threads: 0,
             log_level: LogLevel::Info,
+            isolation: Isolation::None,
             services: Arc::new(TracingServices),
         }
     }
@@ -245,6 +275,13 @@ impl PluginSpec {
         self
     }
 
+    /// Sets which process runs it.
+    #[must_use]
+    pub fn with_isolation(mut self, isolation: Isolation) -> Self {
+        self.isolation = isolation;
+        self
+    }
+
     fn start_request(&self) -> Result<v1::StartRequest, ProviderError> {
         let state_dir = match &self.state_dir {
             None => String::new(),
@@ -272,6 +309,7 @@ impl fmt::Debug for PluginSpec {
             .field("state_dir", &self.state_dir)
             .field("worker_threads", &self.worker_threads)
             .field("log_level", &self.log_level)
+            .field("isolation", &self.isolation)
             .finish_non_exhaustive()
     }
 }
@@ -301,6 +339,7 @@ impl LoadedPlugin {
             path: spec.path,
             providers,
             remote,
+            isolated: None,
         }
     }
 
@@ -344,6 +383,17 @@ impl LoadedPlugin {
         &self.path
     }
 
+    /// Why it cannot be used now, although it was loaded: the process that runs it ended, and is started again.
+    /// A plugin within this process has no such problems.
+    pub fn problem(&self) -> Option<String> {
+        self.isolated.as_ref().and_then(|isolated| isolated.problem())
+    }
+
+    /// The process of its own that runs it, if it has one and that runs.
+    pub fn process(&self) -> Option<u32> {
+        self.isolated.as_ref().and_then(|isolated| isolated.process())
+    }
+
     /// Tells the plugin that the host now wants log lines up to `level`.
     pub fn set_log_level(&self, level: LogLevel) {
         let record = v1::LogRecord { level: level.as_str().into(), ..Default::default() };
@@ -365,7 +415,7 @@ impl fmt::Debug for LoadedPlugin {
 /// What is kept of a vetted file once it is open for ever.
 pub(crate) struct LoadedFile {
     pub(crate) manifest: Manifest,
-    sha256: Option<String>,
+    pub(crate) sha256: Option<String>,
 }
 
 impl std::ops::Deref for LoadedFile {
@@ -397,7 +447,7 @@ pub(crate) fn open_vetted(vetted: Vetted) -> Result<(LoadedFile, PluginModuleRef
     Ok((LoadedFile { manifest, sha256 }, module))
 }
 
-fn read_status(status: &[u8]) -> ProviderError {
+pub(crate) fn read_status(status: &[u8]) -> ProviderError {
     v1::Status::decode(status).map_or_else(
         |source| ProviderError::internal("the plugin's answer is not readable").with_source(source),
         ProviderError::from,

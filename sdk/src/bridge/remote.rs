@@ -39,7 +39,14 @@ impl Remote {
         let raw = raw_request(method, context, request.encode_to_vec());
         let reply = self.endpoint.call(raw);
         let reply = self.backstop(method, context, reply).await?;
-        decode(method, &decode_reply(method, reply)?)
+        let body = decode_reply(method, reply)?;
+        if body.len() > MESSAGE_BYTES_MAX {
+            let (name, bytes) = (&self.name, body.len());
+            return Err(ProviderError::internal(format!(
+                "{name} answers {method} with {bytes} bytes, more than the {MESSAGE_BYTES_MAX} of a message"
+            )));
+        }
+        decode(method, &body)
     }
 
     /// Asks for a stream of answers.
@@ -107,5 +114,7 @@ fn raw_request(method: &str, context: &CallContext, body: Vec<u8>) -> RawRequest
     RawRequest { method: method.into(), header: header.into(), body: body.into() }
 }
 
+/// What one message may have, in either direction: as much as the kubelet takes.
+pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// How long after the deadline the callee's own DeadlineExceeded may still arrive.
 const BACKSTOP: Duration = Duration::from_millis(250);

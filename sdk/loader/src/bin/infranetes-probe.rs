@@ -1,5 +1,7 @@
 //! `infranetes-probe [--sha256 HEX] PLUGIN.so`: would a host load this file?
 //!
+//! `infranetes-probe --serve INSTANCE` is for hosts: it runs a plugin for the one at the other end of standard input.
+//!
 //! Prints what the plugin says about itself, or why it is refused. Exit code 0: yes; 1: no; 2: wrong arguments; anything
 //! else, a signal above all: the file is damaged.
 
@@ -8,6 +10,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    if let (Some("--serve"), Some(instance)) = (words.next().as_deref(), &words.next()) {
+        return infranetes_loader::isolation::serve(instance).unwrap_or_else(|error| {
+            eprintln!("{}", chain(&error));
+            ExitCode::FAILURE
+        });
+    }
     let Some((path, sha256)) = arguments() else {
         eprintln!("usage: infranetes-probe [--sha256 HEX] PLUGIN.so");
         return ExitCode::from(2);
@@ -18,16 +27,20 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            let mut text = error.to_string();
-            let mut next = error.source();
-            while let Some(cause) = next {
-                text.push_str(&format!(": {cause}"));
-                next = cause.source();
-            }
-            eprintln!("{text}");
+            eprintln!("{}", chain(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(&format!(": {cause}"));
+        next = cause.source();
+    }
+    text
 }
 
 fn arguments() -> Option<(PathBuf, Option<String>)> {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use infranetes_loader::isolation::{Helper, Isolation};
 use infranetes_loader::{LoadError, LoadedPlugin, Loader, PluginSpec};
 use infranetes_sdk::{HostServices, LogLevel, ProviderError, Result, Secret, async_trait};
 
@@ -57,9 +58,25 @@ pub(crate) async fn load_trouble(
     config: &str,
     memory: Arc<Memory>,
 ) -> std::result::Result<LoadedPlugin, LoadError> {
-    let spec =
-        PluginSpec::new("t0", fixture("trouble")).with_config_json(config).with_services(memory);
-    Loader::new().with_start_timeout(Duration::from_millis(700)).load(spec).await
+    let spec = PluginSpec::new("t0", fixture("trouble"))
+        .with_config_json(config)
+        .with_isolation(isolation())
+        .with_services(memory);
+    loader().with_start_timeout(Duration::from_millis(700)).load(spec).await
+}
+
+/// A loader that can run plugins in processes of their own.
+pub(crate) fn loader() -> Loader {
+    let helper = Helper::new(env!("CARGO_BIN_EXE_infranetes-probe")).with_argument("--serve");
+    Loader::new().with_helper(helper)
+}
+
+/// Tests in files whose names begin with `isolated` have each plugin in a process of its own.
+pub(crate) fn isolation() -> Isolation {
+    match module_path!().starts_with("isolated") {
+        true => Isolation::Process,
+        false => Isolation::None,
+    }
 }
 
 /// Host services that remember what they were told.
