@@ -26,3 +26,4 @@ pub mod reaper;
 pub mod run;
 pub mod server;
 pub mod times;
+pub mod volumes;

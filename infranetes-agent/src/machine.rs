@@ -13,6 +13,7 @@ use crate::identity::Identity;
 use crate::lines::Pace;
 use crate::plugins::Containers;
 use crate::times::BootTimes;
+use crate::volumes::Volumes;
 
 /// The machine as the sessions see it.
 pub struct Machine {
@@ -26,6 +27,8 @@ pub struct Machine {
     pub boot_id: String,
     /// Files that containers see.
     pub etc: Etc,
+    /// What containers mount besides.
+    pub volumes: Volumes,
     /// Whether hostname and kernel parameters are the pod's: not so for an agent that shares them with other programs.
     pub owned: bool,
     /// What the machine was bound to.
@@ -49,6 +52,7 @@ impl Machine {
         containers: Containers,
         times: Arc<BootTimes>,
         etc: Etc,
+        volumes: Volumes,
         owned: bool,
     ) -> (Arc<Self>, mpsc::Receiver<Duration>) {
         let (shutdown, requests) = mpsc::channel(1);
@@ -58,6 +62,7 @@ impl Machine {
             times,
             boot_id: boot_id(),
             etc,
+            volumes,
             owned,
             binding: AsyncMutex::new(None),
             removals: broadcast::channel(REMOVALS_MAX).0,

@@ -13,6 +13,7 @@ use crate::listener::{Listen, ListenError, Listener};
 use crate::machine::{Etc, Machine};
 use crate::plugins::Containers;
 use crate::times::BootTimes;
+use crate::volumes::Volumes;
 
 /// What an agent is made of.
 pub struct Agent {
@@ -44,8 +45,10 @@ impl Agent {
             self.listen.or_else(|| self.invitation.listen.take()).unwrap_or(Listen::DEFAULT);
         let identity = Arc::new(Identity::new(self.invitation, Arc::clone(&self.times))?);
         let etc = Etc::prepare(self.state.join("etc")).map_err(RunError::State)?;
+        let volumes = Volumes::prepare(self.state.join("volumes")).map_err(RunError::State)?;
+        let times = Arc::clone(&self.times);
         let (machine, shutdowns) =
-            Machine::new(identity, self.containers, Arc::clone(&self.times), etc, self.owned);
+            Machine::new(identity, self.containers, times, etc, volumes, self.owned);
         let listener = listen.bind().await?;
         self.times.listening();
         tracing::info!(address = %listen, "listening");
@@ -85,7 +88,7 @@ impl Running {
         // Sessions go on meanwhile: the node sees containers end.
         tokio::select! {
             result = served.as_mut() => result?,
-            () = crate::server::stop_all(&machine, grace) => (),
+            () = crate::server::stop_all(&machine, grace) => machine.volumes.clear(),
         }
         tokio::select! {
             result = served => Ok(result?),

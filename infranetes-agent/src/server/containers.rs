@@ -16,7 +16,7 @@ use infranetes_sdk::container::{
 use infranetes_sdk::{CallContext, ContainerProvider, ErrorKind, ProviderError};
 use tonic::Status;
 
-use super::convert;
+use super::{convert, volumes};
 use crate::machine::Machine;
 
 /// Creates a container, with the machine's files below /etc in it.
@@ -28,10 +28,16 @@ pub(super) async fn create(
     let id = request.id.clone();
     let mut request = convert::create(request)?;
     add_etc(machine, &mut request.mounts);
-    let context = context("create", &id, CREATE_TIMEOUT);
-    provider(machine).await?.create(context, request).await.map_err(|error| match error.kind {
+    let provider = provider(machine).await?;
+    machine.volumes.mount(&id, &mut request.mounts).map_err(|error| volumes::status(&error))?;
+    let created = provider.create(context("create", &id, CREATE_TIMEOUT), request).await;
+    created.map_err(|error| match error.kind {
+        // There is another of this id, and what is mounted is its.
         ErrorKind::Conflict => Status::already_exists(convert::text(&error)),
-        _ => convert::status(&error),
+        _ => {
+            machine.volumes.release(&id);
+            convert::status(&error)
+        }
     })?;
     tracing::info!(container = %id, "container created");
     Ok(CreateContainerResponse {})
@@ -104,6 +110,7 @@ pub(super) async fn remove(
     let context = context("remove", &id, REMOVE_TIMEOUT);
     let removed = provider(machine).await?.remove(context, ContainerRef { id: id.clone() }).await;
     gone_is_success(removed.map(drop))?;
+    machine.volumes.release(&id);
     tracing::info!(container = %id, "container removed");
     // Without a watcher there is nobody to tell.
     let _ = machine.removals.send(id);
@@ -175,6 +182,7 @@ fn add_etc(machine: &Machine, mounts: &mut Vec<Mount>) {
             destination: destination.to_owned(),
             r#type: "bind".to_owned(),
             options: vec!["bind".to_owned(), "rw".to_owned()],
+            ..Mount::default()
         });
     }
 }

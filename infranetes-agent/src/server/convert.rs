@@ -127,6 +127,8 @@ fn mount(mount: infranetes_agent_protocol::v1::Mount) -> sdk::Mount {
         destination: mount.destination,
         r#type: mount.r#type,
         options: mount.options,
+        image: mount.image.map(image),
+        sub_path: mount.sub_path,
     }
 }
 

@@ -13,6 +13,7 @@ mod port_forward;
 mod rotation;
 mod stats;
 mod usage;
+mod volumes;
 mod watch;
 
 use std::pin::Pin;
@@ -25,11 +26,12 @@ use infranetes_agent_protocol::v1::{
     BindResponse, CompleteRotationRequest, CompleteRotationResponse, CreateContainerRequest,
     CreateContainerResponse, ExecRequest, ExecResponse, HelloRequest, HelloResponse,
     ImportLayersRequest, ImportLayersResponse, LogChunk, LogsRequest, MissingLayersRequest,
-    MissingLayersResponse, PortForwardRequest, PortForwardResponse, RemoveContainerRequest,
+    MissingLayersResponse, PortForwardRequest, PortForwardResponse, PutVolumesRequest,
+    PutVolumesResponse, ReadVolumeRequest, ReadVolumeResponse, RemoveContainerRequest,
     RemoveContainerResponse, ShutdownRequest, ShutdownResponse, StartContainerRequest,
     StartContainerResponse, StatsRequest, StatsResponse, StopContainerRequest,
     StopContainerResponse, UpdateContainerRequest, UpdateContainerResponse, UsageRequest,
-    UsageResponse, WatchRequest, WatchResponse,
+    UsageResponse, VolumesRequest, VolumesResponse, WatchRequest, WatchResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -195,6 +197,29 @@ impl Agent for Session {
         request: Request<StatsRequest>,
     ) -> Result<Response<Self::StatsStream>, Status> {
         Ok(Response::new(stats::stats(Arc::clone(self.machine()?), request.get_ref())))
+    }
+
+    async fn put_volumes(
+        &self,
+        request: Request<Streaming<PutVolumesRequest>>,
+    ) -> Result<Response<PutVolumesResponse>, Status> {
+        volumes::put(self.machine()?, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn volumes(
+        &self,
+        _request: Request<VolumesRequest>,
+    ) -> Result<Response<VolumesResponse>, Status> {
+        Ok(Response::new(volumes::list(self.machine()?)))
+    }
+
+    type ReadVolumeStream = ResponseStream<ReadVolumeResponse>;
+
+    async fn read_volume(
+        &self,
+        request: Request<ReadVolumeRequest>,
+    ) -> Result<Response<Self::ReadVolumeStream>, Status> {
+        volumes::read(self.machine()?, &request.into_inner()).map(Response::new)
     }
 
     async fn usage(

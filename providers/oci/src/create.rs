@@ -3,6 +3,7 @@
 //! ```text
 //! RUN/c/ID/config.json      for the runtime
 //! RUN/c/ID/rootfs           the mount
+//! RUN/c/ID/images/N         an image that it has mounted
 //! RUN/c/ID/log.N            output that nobody acknowledged
 //! ROOT/writable/ID/         the writable layer
 //! ```
@@ -19,6 +20,7 @@ use crate::container::{Container, Parts};
 use crate::convert::{self, Surroundings};
 use crate::error::io_error;
 use crate::image::{ImageStore, make_private_dir, remove_tree};
+use crate::image_mounts::{mount_images, unmount_images};
 use crate::pause::Pause;
 use crate::rootfs::{Rootfs, make_dir_in, open_root};
 use crate::spool::{Spool, SpoolLimits};
@@ -75,8 +77,10 @@ impl Creator {
         rootfs.mount(&self.images.layers_dir(), &layers, self.images.form())?;
         let root = open_root(&rootfs.mountpoint)?;
         let cgroup = self.cgroups.container(&self.cgroup_parent, &request.id);
+        let (with_images, used) = mount_images(&self.images, &bundle, &request)?;
+        layers.extend(used);
         let spec = convert::spec(
-            &request,
+            &with_images,
             &Surroundings {
                 rootfs: &rootfs.mountpoint,
                 root: &root,
@@ -97,14 +101,21 @@ impl Creator {
     }
 
     fn remove_files(&self, id: &str) -> Result<()> {
-        rootfs(&self.run, &self.root, id).remove()?;
+        remove_mounts(&self.run, &self.root, id)?;
         remove_tree(&self.run.join(BUNDLES).join(id))
             .map_err(io_error("cannot remove the container's bundle"))
     }
 }
 
+/// Unmounts all that a container has, and removes its writable layer.
+pub(crate) fn remove_mounts(run: &Path, root: &Path, id: &str) -> Result<()> {
+    unmount_images(&run.join(BUNDLES).join(id))
+        .map_err(io_error("cannot unmount an image of the container"))?;
+    rootfs(run, root, id).remove()
+}
+
 /// Where the root file system of a container is.
-pub(crate) fn rootfs(run: &Path, root: &Path, id: &str) -> Rootfs {
+fn rootfs(run: &Path, root: &Path, id: &str) -> Rootfs {
     Rootfs {
         mountpoint: run.join(BUNDLES).join(id).join("rootfs"),
         writable: root.join("writable").join(id),

@@ -15,6 +15,7 @@ mod create;
 mod error;
 mod exec;
 mod image;
+mod image_mounts;
 mod pause;
 mod provider;
 mod rootfs;

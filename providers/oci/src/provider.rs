@@ -360,7 +360,9 @@ impl Inner {
         let _turn = self.turn.lock().await;
         let containers = self.all();
         let uses = |container: &&Arc<Container>| {
-            container.request.image.as_ref().is_some_and(|image| image.id == id)
+            let mounted = container.request.mounts.iter().map(|mount| &mount.image);
+            let mut images = mounted.chain([&container.request.image]).flatten();
+            images.any(|image| image.id == id)
         };
         if let Some(user) = containers.iter().find(uses) {
             return Err(ProviderError::conflict(format!("container {} uses the image", user.id())));
@@ -449,7 +451,7 @@ pub(crate) async fn clean(run: &Path, root: &Path, cgroups: &Cgroups, parent: &s
         tracing::info!(container = id, "removing what a former run left");
         let cgroup = cgroups.container(parent, &id);
         cgroup.kill().await.map_err(io_error("cannot kill a container of a former run"))?;
-        crate::create::rootfs(run, root, &id).remove()?;
+        crate::create::remove_mounts(run, root, &id)?;
         cgroup.remove().map_err(io_error("cannot remove a cgroup of a former run"))?;
         crate::image::remove_tree(&entry.path()).map_err(io_error("cannot remove a bundle"))?;
     }

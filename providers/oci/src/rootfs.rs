@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use infranetes_sdk::{ProviderError, Result};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount};
 use rustix::thread::UnshareFlags;
 
 use crate::error::io_error;
@@ -45,7 +45,8 @@ impl Rootfs {
 
     /// Takes all of it away; what is not there is fine.
     pub(crate) fn remove(&self) -> Result<()> {
-        self.unmount().map_err(io_error("cannot unmount the container's root file system"))?;
+        unmount(&self.mountpoint)
+            .map_err(io_error("cannot unmount the container's root file system"))?;
         remove_tree(&self.writable).map_err(io_error("cannot remove the writable layer"))
     }
 
@@ -53,13 +54,6 @@ impl Rootfs {
     pub(crate) fn usage(&self) -> (u64, u64) {
         let mut seen = HashSet::new();
         usage(&self.upper(), &mut seen)
-    }
-
-    fn unmount(&self) -> io::Result<()> {
-        match unmount(&self.mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
     }
 
     fn upper(&self) -> PathBuf {
@@ -71,16 +65,36 @@ impl Rootfs {
     }
 
     fn options(&self, layers: &[LayerPath], form: OverlayForm) -> String {
-        // The kernel wants the highest first.
-        let lower: Vec<&str> = layers.iter().rev().map(String::as_str).collect();
-        let userxattr = if form == OverlayForm::User { ",userxattr" } else { "" };
-        format!(
-            "lowerdir={},upperdir={},workdir={}{userxattr}",
-            lower.join(":"),
-            self.upper().display(),
-            self.work().display()
-        )
+        let (upper, work) = (self.upper(), self.work());
+        format!("{},upperdir={},workdir={}", lower(layers, form), upper.display(), work.display())
     }
+}
+
+/// Mounts layers that nobody writes to. There have to be two at least.
+pub(crate) fn mount_read_only(
+    layers_dir: &Path,
+    layers: &[LayerPath],
+    form: OverlayForm,
+    target: &Path,
+) -> Result<()> {
+    fs::create_dir_all(target).map_err(io_error(format!("cannot make {}", target.display())))?;
+    mount_overlay(layers_dir, &lower(layers, form), target)
+        .map_err(io_error("cannot mount an image"))
+}
+
+/// Unmounts what is mounted there; nothing is fine.
+pub(crate) fn unmount(mountpoint: &Path) -> io::Result<()> {
+    match rustix::mount::unmount(mountpoint, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn lower(layers: &[LayerPath], form: OverlayForm) -> String {
+    // The kernel wants the highest first.
+    let lower: Vec<&str> = layers.iter().rev().map(String::as_str).collect();
+    let userxattr = if form == OverlayForm::User { ",userxattr" } else { "" };
+    format!("lowerdir={}{userxattr}", lower.join(":"))
 }
 
 /// Mounts an overlay whose lower directories are named relative to `dir`: absolute ones of many layers would not fit into

@@ -141,6 +141,7 @@ fn a_container_sees_what_is_mounted_and_set_for_it() {
             destination: destination.into(),
             r#type: "bind".into(),
             options: options.iter().map(|one| (*one).to_owned()).collect(),
+            ..Default::default()
         };
         let mounts = vec![
             bind("/data/deep/er", &["ro"]),
@@ -286,6 +287,7 @@ fn what_cannot_be_done_is_refused_and_leaves_nothing() {
             destination: "/m".into(),
             r#type: kind.into(),
             options: vec![option.into()],
+            ..Default::default()
         };
         type Change<'a> = &'a dyn Fn(&mut CreateContainerRequest);
         let cases: [(&str, ErrorKind, Change<'_>); 11] = [

@@ -169,6 +169,7 @@ fn mount(mount: &MachineMount) -> v1::Mount {
         destination: mount.destination.clone(),
         r#type: mount.kind.clone(),
         options: mount.options.clone(),
+        ..Default::default()
     }
 }
 

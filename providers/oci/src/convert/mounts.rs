@@ -112,6 +112,12 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount
 fn convert(asked: &v1::Mount) -> Result<Mount> {
     let destination = absolute(&asked.destination, "a mount's destination")?.to_owned();
     let (mut source, mut options) = (asked.source.clone(), asked.options.clone());
+    if asked.image.is_some() || !asked.sub_path.is_empty() {
+        return Err(ProviderError::unsupported(format!(
+            "mounts of type {:?} have no part of an image",
+            asked.r#type
+        )));
+    }
     match asked.r#type.as_str() {
         "bind" => {
             absolute(&asked.source, "a mount's source")?;
