@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::network::PortMapping;
+
 /// A pod sandbox that is wanted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SandboxSpec {
@@ -31,6 +33,8 @@ pub struct SandboxSpec {
     pub sysctls: BTreeMap<String, String>,
     /// How its containers share the machine's pid namespace, unless a container says otherwise.
     pub pid_mode: PidMode,
+    /// Ports of the node that lead to the pod; only with the node's pod network.
+    pub ports: Vec<PortMapping>,
 }
 
 /// Who a sandbox is for.

@@ -26,6 +26,7 @@ pub(crate) fn sandbox_spec(name: &str) -> SandboxSpec {
         overhead: SandboxResources::default(),
         sysctls: BTreeMap::new(),
         pid_mode: PidMode::Container,
+        ports: Vec::new(),
     }
 }
 

@@ -90,6 +90,7 @@ async fn an_isolated_agent_is_a_machine_of_its_own_and_ends_in_order() {
             hostname: "web-of-a-test".into(),
             dns: Dns::default(),
             sysctls: [("net.core.somaxconn".to_owned(), "77".to_owned())].into(),
+            network: None,
         })
         .await
         .unwrap();

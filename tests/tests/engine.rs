@@ -43,6 +43,7 @@ fn pod(name: &str) -> SandboxSpec {
         overhead: SandboxResources::default(),
         sysctls: BTreeMap::new(),
         pid_mode: PidMode::Container,
+        ports: Vec::new(),
     }
 }
 

@@ -113,6 +113,7 @@ fn binding() -> Binding {
             options: Vec::new(),
         },
         sysctls: Default::default(),
+        network: None,
     }
 }
 

@@ -136,7 +136,7 @@ pub(crate) fn admit_container(standing: ContainerStanding, wish: ContainerWish) 
 pub(crate) fn standing(life: &Life) -> Standing {
     match (life.goal, &life.failure) {
         (Goal::Remove, _) => Standing::Removing,
-        (Goal::Stop, _) if life.machine.is_some() => Standing::Stopping,
+        (Goal::Stop, _) if life.machine.is_some() || life.network.may_be() => Standing::Stopping,
         (Goal::Stop, _) => Standing::Stopped,
         (Goal::Run, Some(_)) if life.was_ready => Standing::Lost,
         (Goal::Run, Some(_)) => Standing::Failed,

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::engine::calls::Calls;
 use crate::engine::config::HandlerConfig;
+use crate::engine::connect;
 use crate::engine::life::{Life, Machine, UserData};
 use crate::engine::naming::{machine_name_and_token, sandbox_tags};
 use crate::engine::node::{Node, spread};
@@ -72,6 +73,7 @@ pub(crate) async fn prepare(node: Arc<Node>, life: Life) -> Result<Machine, Ende
         .connector
         .invite(&life.id)
         .map_err(|error| Ended::because(Cause::from(&error)))?;
+    connect::check_provider(&life, &handler.provider, &capabilities)?;
     let limit = capabilities.user_data_limit_bytes;
     if limit != 0 && invitation.user_data.len() as u64 > limit {
         return Err(Ended::because(Cause::new(
@@ -367,7 +369,7 @@ fn create_request(node: &Node, life: &Life, machine: &Machine) -> CreateRequest 
         image: String::new(),
         user_data: machine.user_data.0.clone(),
         tags: sandbox_tags(&node.config, &life.id),
-        network: None,
+        network: connect::message(life),
         disks: Vec::new(),
     }
 }

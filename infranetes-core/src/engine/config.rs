@@ -37,8 +37,20 @@ pub struct HandlerConfig {
     pub spot: bool,
     /// Pod annotations that reach the provider's plan.
     pub allowed_annotations: BTreeSet<String>,
+    /// Who gives its pods their network.
+    pub network: HandlerNetwork,
     /// How long each phase of a boot may take.
     pub timeouts: PhaseTimeouts,
+}
+
+/// Who gives the pods of a handler their network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HandlerNetwork {
+    /// The provider: machines come with an address, or without one.
+    #[default]
+    Provider,
+    /// This node: [`EngineParts::network`](crate::engine::EngineParts) connects a namespace, and the machine takes its place.
+    Node,
 }
 
 /// How long the phases of a boot may take. Inner waits are shorter than outer ones; a test asserts it.

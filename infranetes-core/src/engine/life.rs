@@ -7,6 +7,7 @@ use infranetes_sdk::pod::MachineType;
 
 use crate::error::Cause;
 use crate::ids::{ContainerId, MachineId, SandboxId};
+use crate::network::Attachment;
 use crate::session::{AgentIdentity, Ticket};
 use crate::spec::{ContainerSpec, SandboxSpec};
 use crate::status::{ContainerState, ContainerStatus, Phase, Timeline};
@@ -29,7 +30,36 @@ pub(crate) struct Life {
     /// It was ready once: its containers may have run, so it never starts over.
     pub(crate) was_ready: bool,
     pub(crate) ips: Vec<String>,
+    pub(crate) network: Network,
     pub(crate) timeline: Timeline,
+}
+
+/// How far a sandbox is connected to the pod network of the node. The network's life encloses those of the machines.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) enum Network {
+    /// Its machine brings one.
+    #[default]
+    Own,
+    /// Nothing of it exists.
+    Down,
+    /// Some of it may exist.
+    Unsettled,
+    /// It is connected.
+    Up(Box<Attachment>),
+}
+
+impl Network {
+    /// Whether something of it may exist that has to be taken down.
+    pub(crate) fn may_be(&self) -> bool {
+        matches!(self, Self::Unsettled | Self::Up(_))
+    }
+
+    pub(crate) fn attachment(&self) -> Option<&Attachment> {
+        match self {
+            Self::Up(attachment) => Some(attachment),
+            Self::Own | Self::Down | Self::Unsettled => None,
+        }
+    }
 }
 
 /// What is to become of a sandbox.

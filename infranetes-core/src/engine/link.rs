@@ -19,6 +19,7 @@ use crate::engine::timeouts::{
 use crate::error::{Cause, FailureKind};
 use crate::ids::SandboxId;
 use crate::session::{AgentIdentity, AgentSession, Binding, Bound, SessionError, WatchEvent};
+use crate::spec::Dns;
 
 /// A session, and who it is with.
 pub(crate) struct Opened {
@@ -137,8 +138,9 @@ pub(crate) async fn bind(
         sandbox: life.id.clone(),
         pod: life.spec.pod.clone(),
         hostname: life.spec.hostname.clone(),
-        dns: life.spec.dns.clone(),
+        dns: dns(&life),
         sysctls: life.spec.sysctls.clone(),
+        network: life.network.attachment().map(|attachment| attachment.layout.clone()),
     };
     let once = async {
         let bound = session.bind(&binding).await?;
@@ -146,6 +148,15 @@ pub(crate) async fn bind(
         Ok(Taken { bound, events })
     };
     bounded(limit, once).await
+}
+
+/// What the pod says; where it says nothing, what its network does.
+fn dns(life: &Life) -> Dns {
+    let of_network = life.network.attachment().map(|attachment| attachment.dns.clone());
+    match &life.spec.dns {
+        silent if *silent == Dns::default() => of_network.unwrap_or_default(),
+        said => said.clone(),
+    }
 }
 
 /// Looks again and again whether the agent's certificate is due for another, for as long as the session lasts.

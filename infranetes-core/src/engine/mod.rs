@@ -6,7 +6,7 @@
 //!     └───────────┴─────────────┴───────────┴────────┴────────┴──► Failed ─► Removing
 //! ```
 //!
-//! - *Intended*: the wish, and then the machine's name, token and invitation, are durable; the provider knows nothing.
+//! - *Intended*: the wish, the connection to the pod network where the node gives it ([`connect`]), and then the machine's name, token and invitation, are durable; the provider knows nothing.
 //! - *Submitted*: the create call is on its way. It is never dropped half-way, and always repeated with the same token.
 //! - *Allocated*: the provider named the machine. *Booted*: it runs, its agent enrols. *Bound*: the agent is enrolled
 //!   and is told its sandbox.
@@ -33,6 +33,7 @@ mod board;
 mod boot;
 mod calls;
 mod config;
+mod connect;
 mod container_plan;
 mod containers;
 pub(crate) mod life;
@@ -52,13 +53,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-pub use config::{EngineConfig, HandlerConfig, PhaseTimeouts};
+pub use config::{EngineConfig, HandlerConfig, HandlerNetwork, PhaseTimeouts};
 pub use parts::{EngineParts, Entropy, HandlerStatus, ImageSource, ResolvedImage, WallClock};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
 
 use crate::engine::board::{ContainerRequest, Door, Reply, Request};
-use crate::engine::life::{ContainerLife, Goal, Life, LogMark};
+use crate::engine::life::{ContainerLife, Goal, Life, LogMark, Network};
 use crate::engine::node::Node;
 use crate::engine::sandbox::{SandboxTask, door};
 use crate::engine::timeouts::{
@@ -118,14 +119,24 @@ impl Engine {
             let problem = "a pod without a uid cannot be told from others".to_owned();
             return Err(EngineError::Invalid { field: "pod.uid".to_owned(), problem });
         }
+        if handler.network == HandlerNetwork::Provider && !spec.ports.is_empty() {
+            return Err(EngineError::Unsupported(format!(
+                "a port of the node for a pod of handler {:?}, whose machines are not in the node's pod network; use a Service",
+                spec.handler
+            )));
+        }
+        let network = match handler.network {
+            HandlerNetwork::Provider => Network::Own,
+            HandlerNetwork::Node => Network::Unsettled,
+        };
         let key = (spec.pod.uid.clone(), spec.pod.attempt);
-        let (id, door) = node.board.enter(&key, || self.begin(spec));
+        let (id, door) = node.board.enter(&key, || self.begin(spec, network));
         self.ask(&door, "sandbox", id.as_str(), limit, Request::Run)
             .await?
             .ok_or_else(|| self.still(&id, limit))
     }
 
-    fn begin(&self, spec: SandboxSpec) -> (SandboxId, Door) {
+    fn begin(&self, spec: SandboxSpec, network: Network) -> (SandboxId, Door) {
         let id = self.node.random_sandbox_id();
         let now = self.node.now();
         let life = Life {
@@ -139,6 +150,7 @@ impl Engine {
             failure: None,
             was_ready: false,
             ips: Vec::new(),
+            network,
             timeline: Timeline { wanted: Some(now), ..Timeline::default() },
         };
         let (door, room) = door();
@@ -297,6 +309,11 @@ impl Engine {
 
     /// Which handlers can run pods.
     pub fn handlers(&self) -> Vec<HandlerStatus> {
+        let network_problem = |network| match (network, &self.node.parts.network) {
+            (HandlerNetwork::Provider, _) => None,
+            (HandlerNetwork::Node, None) => Some("this node has no pod network".to_owned()),
+            (HandlerNetwork::Node, Some(network)) => network.problem(),
+        };
         let status = |(name, handler): (&String, &HandlerConfig)| HandlerStatus {
             name: name.clone(),
             provider: handler.provider.clone(),
@@ -305,6 +322,8 @@ impl Engine {
                 Some(Err(problem)) => Some(problem.clone()),
                 None => Some(format!("there is no provider {:?}", handler.provider)),
             },
+            network: handler.network,
+            network_problem: network_problem(handler.network),
         };
         self.node.config.handlers.iter().map(status).collect()
     }

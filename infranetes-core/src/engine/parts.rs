@@ -7,8 +7,10 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use infranetes_sdk::PodProvider;
 
+use crate::engine::config::HandlerNetwork;
 use crate::error::EngineError;
 use crate::logs::LogFiles;
+use crate::network::PodNetwork;
 use crate::record::RecordStore;
 use crate::session::{AgentConnector, LayerSource, MachineImage, MachineLayer};
 
@@ -24,6 +26,8 @@ pub struct EngineParts {
     pub records: Arc<dyn RecordStore>,
     /// Where containers' output goes.
     pub logs: Arc<dyn LogFiles>,
+    /// The pod network of this node, for handlers that take part in it; `None` where there is none.
+    pub network: Option<Arc<dyn PodNetwork>>,
     /// Randomness for ids and tokens.
     pub entropy: Arc<dyn Entropy>,
     /// The wall clock, for what people and records read. Waiting goes by tokio's clock.
@@ -80,4 +84,8 @@ pub struct HandlerStatus {
     pub provider: String,
     /// Why it cannot run pods; `None` when it can.
     pub problem: Option<String>,
+    /// Who gives its pods their network.
+    pub network: HandlerNetwork,
+    /// Why the pod network of this node, which it needs, is not there; `None` when it is, or is not needed.
+    pub network_problem: Option<String>,
 }

@@ -3,7 +3,7 @@
 //! The task of a sandbox asks again after every step, and after a restart with nothing seen yet: a step that turned out to
 //! be done already is simply not planned again.
 
-use crate::engine::life::{Goal, Life};
+use crate::engine::life::{Goal, Life, Network};
 use crate::status::Phase;
 
 /// What this process saw of the machine; all of it is lost with the process, and seen again.
@@ -21,11 +21,15 @@ pub(crate) struct Seen {
     pub(crate) quiesced: bool,
     /// Somebody said that the machine may be gone.
     pub(crate) doubted: bool,
+    /// This process set up the network, or looked whether it is still as it was.
+    pub(crate) examined: bool,
 }
 
 /// The next thing to do. Each is safe to repeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
+    /// Connect the sandbox to the pod network of the node.
+    Connect,
     /// Choose the machine's shape, and write down the intent.
     Prepare,
     /// Ask the provider for the machine.
@@ -40,12 +44,16 @@ pub(crate) enum Step {
     Reopen,
     /// Ask the provider whether the machine still is.
     Check,
+    /// Look whether the pod network is still as it was set up.
+    Examine,
     /// End the containers, take the last of their logs, power off.
     Quiesce,
     /// Destroy the machine that the provider named.
     Destroy,
     /// Find what a create call made whose answer never came, and destroy it.
     Settle,
+    /// Take down what connects the sandbox to the pod network of the node.
+    Disconnect,
     /// Delete the record.
     Forget,
     /// Nothing, until something happens.
@@ -55,10 +63,12 @@ pub(crate) enum Step {
 /// What comes next.
 pub(crate) fn next(life: &Life, seen: &Seen) -> Step {
     let Some(machine) = &life.machine else {
-        return match (life.goal, &life.failure) {
-            (Goal::Run, None) => Step::Prepare,
-            (Goal::Remove, _) => Step::Forget,
-            (Goal::Run | Goal::Stop, _) => Step::Rest,
+        return match (life.goal, &life.failure, &life.network) {
+            (Goal::Run, None, Network::Down | Network::Unsettled) => Step::Connect,
+            (Goal::Run, None, Network::Own | Network::Up(_)) => Step::Prepare,
+            (_, _, Network::Unsettled | Network::Up(_)) => Step::Disconnect,
+            (Goal::Remove, ..) => Step::Forget,
+            (Goal::Run | Goal::Stop, ..) => Step::Rest,
         };
     };
     if life.goal != Goal::Run && seen.session && !seen.quiesced && !machine.doomed {
@@ -70,6 +80,11 @@ pub(crate) fn next(life: &Life, seen: &Seen) -> Step {
     match (machine.id.is_some(), seen) {
         (false, _) => Step::Submit,
         (_, Seen { doubted: true, .. }) => Step::Check,
+        (_, Seen { session: true, bound: true, examined: false, .. })
+            if life.network.attachment().is_some() =>
+        {
+            Step::Examine
+        }
         (_, Seen { session: true, bound: true, .. }) => Step::Rest,
         (_, Seen { session: true, bound: false, .. }) => Step::Bind,
         _ if life.was_ready => Step::Reopen,
@@ -83,6 +98,7 @@ pub(crate) fn phase(life: &Life, seen: &Seen) -> Phase {
     match (life.goal, &life.machine) {
         (Goal::Remove, _) => return Phase::Removing,
         (Goal::Stop, Some(_)) => return Phase::Stopping,
+        (Goal::Stop, None) if life.network.may_be() => return Phase::Stopping,
         (Goal::Stop, None) => return Phase::Stopped,
         (Goal::Run, _) if life.failure.is_some() => return Phase::Failed,
         (Goal::Run, None) => return Phase::Intended,
@@ -146,6 +162,7 @@ mod tests {
             failure: None,
             was_ready: false,
             ips: Vec::new(),
+            network: Network::Own,
             timeline: Timeline::default(),
         }
     }
@@ -153,9 +170,13 @@ mod tests {
     /// Does a step the way the task does when it goes well.
     fn go_well(life: &mut Life, seen: &mut Seen, step: Step) {
         match step {
+            Step::Connect => {
+                life.network = Network::Up(Box::default());
+                seen.examined = true;
+            }
             Step::Prepare => {
                 life.machine = Some(machine());
-                *seen = Seen::default();
+                *seen = Seen { examined: seen.examined, ..Seen::default() };
             }
             Step::Submit => {
                 if let Some(machine) = &mut life.machine {
@@ -169,20 +190,29 @@ mod tests {
                 life.was_ready = true;
             }
             Step::Check => seen.doubted = false,
+            Step::Examine => seen.examined = true,
             Step::Quiesce => seen.quiesced = true,
             Step::Destroy | Step::Settle => {
                 life.machine = None;
                 *seen = Seen::default();
             }
+            Step::Disconnect => life.network = Network::Down,
             Step::Forget | Step::Rest => {}
         }
     }
 
     fn any_life() -> impl Strategy<Value = (Life, Seen)> {
         let goals = prop_oneof![Just(Goal::Run), Just(Goal::Stop), Just(Goal::Remove)];
-        let flags = proptest::collection::vec(any::<bool>(), 11);
-        (goals, flags).prop_map(|(goal, flag)| {
+        let flags = proptest::collection::vec(any::<bool>(), 12);
+        let networks = prop_oneof![
+            Just(Network::Own),
+            Just(Network::Down),
+            Just(Network::Unsettled),
+            Just(Network::Up(Box::default())),
+        ];
+        (goals, flags, networks).prop_map(|(goal, flag, network)| {
             let mut life = life(goal);
+            life.network = network;
             // Whoever is bound has been ready, and is bound over a session.
             life.was_ready = flag[0] || flag[8];
             if flag[1] {
@@ -190,6 +220,10 @@ mod tests {
                 made.id = flag[2].then(|| MachineId("m".into()));
                 made.doomed = flag[3];
                 life.machine = Some(made);
+                // A machine is made in a network that is up, and stays in one that is.
+                if life.network == Network::Down {
+                    life.network = Network::Up(Box::default());
+                }
             }
             if flag[4] {
                 let cause = Cause::new(FailureKind::Internal, "x");
@@ -204,6 +238,7 @@ mod tests {
                 bound: flag[8],
                 quiesced: flag[9],
                 doubted: flag[10],
+                examined: flag[11],
             };
             (life, seen)
         })
@@ -213,7 +248,7 @@ mod tests {
         #[test]
         fn from_everywhere_the_steps_come_to_their_goal((life, seen) in any_life()) {
             let (mut life, mut seen) = (life, seen);
-            for _ in 0..12 {
+            for _ in 0..16 {
                 let step = next(&life, &seen);
                 if matches!(step, Step::Rest | Step::Forget) {
                     break;
@@ -222,13 +257,19 @@ mod tests {
             }
             let resting = next(&life, &seen);
             match life.goal {
-                Goal::Run if life.failure.is_some() => prop_assert!(life.machine.is_none()),
+                Goal::Run if life.failure.is_some() => {
+                    prop_assert!(life.machine.is_none() && !life.network.may_be());
+                }
                 Goal::Run => {
                     prop_assert_eq!(phase(&life, &seen), Phase::Ready);
                     prop_assert!(seen.bound);
+                    prop_assert!(!matches!(life.network, Network::Down));
                 }
                 Goal::Stop => prop_assert!(life.machine.is_none() && resting == Step::Rest),
                 Goal::Remove => prop_assert!(life.machine.is_none() && resting == Step::Forget),
+            }
+            if life.goal != Goal::Run {
+                prop_assert!(!life.network.may_be(), "the network is left");
             }
         }
 
@@ -236,7 +277,10 @@ mod tests {
         fn nothing_is_made_for_what_is_not_wanted((life, seen) in any_life()) {
             let step = next(&life, &seen);
             if life.goal != Goal::Run || life.failure.is_some() {
-                prop_assert!(!matches!(step, Step::Prepare | Step::Submit));
+                prop_assert!(!matches!(step, Step::Connect | Step::Prepare | Step::Submit));
+            }
+            if life.machine.is_some() {
+                prop_assert!(!matches!(step, Step::Connect | Step::Disconnect), "under a machine");
             }
             if life.machine.is_some() {
                 prop_assert!(step != Step::Prepare && step != Step::Forget, "a second machine, or a lost one");
@@ -244,15 +288,40 @@ mod tests {
         }
     }
 
+    /// All steps until there is nothing to do.
+    fn steps(life: &mut Life, seen: &mut Seen) -> Vec<(Phase, Step)> {
+        let mut steps = Vec::new();
+        while !matches!(next(life, seen), Step::Rest | Step::Forget) {
+            let step = next(life, seen);
+            steps.push((phase(life, seen), step));
+            go_well(life, seen, step);
+        }
+        steps
+    }
+
+    #[test]
+    fn the_network_is_there_before_the_machine_and_goes_after_it() {
+        let (mut life, mut seen) = (life(Goal::Run), Seen::default());
+        life.network = Network::Unsettled;
+        let begun = steps(&mut life, &mut seen);
+        assert_eq!(begun[0], (Phase::Intended, Step::Connect));
+        assert_eq!(begun[1], (Phase::Intended, Step::Prepare));
+        assert!(begun.iter().all(|(_, step)| *step != Step::Examine), "it was just made");
+        // Another process looks at it once.
+        seen = Seen::default();
+        let again: Vec<_> = steps(&mut life, &mut seen).into_iter().map(|(_, step)| step).collect();
+        assert_eq!(again, [Step::Reopen, Step::Bind, Step::Examine]);
+        life.goal = Goal::Stop;
+        let end = steps(&mut life, &mut seen);
+        let wanted = [Step::Quiesce, Step::Destroy, Step::Disconnect];
+        assert_eq!(end, wanted.map(|step| (Phase::Stopping, step)));
+        assert_eq!(phase(&life, &seen), Phase::Stopped);
+    }
+
     #[test]
     fn a_boot_goes_step_by_step() {
         let (mut life, mut seen) = (life(Goal::Run), Seen::default());
-        let mut steps = Vec::new();
-        while next(&life, &seen) != Step::Rest {
-            let step = next(&life, &seen);
-            steps.push((phase(&life, &seen), step));
-            go_well(&mut life, &mut seen, step);
-        }
+        let steps = steps(&mut life, &mut seen);
         let wanted = [
             (Phase::Intended, Step::Prepare),
             (Phase::Intended, Step::Submit),

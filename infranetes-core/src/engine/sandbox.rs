@@ -17,6 +17,7 @@ use crate::engine::board::{Door, Reply, Request};
 use crate::engine::boot::{self, Ended, Located, Submitted};
 use crate::engine::calls::Calls;
 use crate::engine::config::PhaseTimeouts;
+use crate::engine::connect;
 use crate::engine::containers::Containers;
 use crate::engine::life::{ContainerLife, Life, LogMark, Machine};
 use crate::engine::link::{self, Opened, Taken};
@@ -24,6 +25,7 @@ use crate::engine::node::Node;
 use crate::engine::plan::{self, Seen, Step};
 use crate::error::{Cause, EngineError};
 use crate::ids::SandboxId;
+use crate::network::Attachment;
 use crate::record::{Change, Table, sandbox};
 use crate::session::{AgentSession, SessionError, WatchEvent};
 use crate::status::{MachineInfo, SandboxStatus};
@@ -62,6 +64,7 @@ struct Running {
 
 /// How a step ended.
 enum Outcome {
+    Connected(Result<Box<Attachment>, Ended>),
     Prepared(Result<Box<Machine>, Ended>),
     Submitted(Submitted),
     Located(Result<Located, Ended>),
@@ -69,7 +72,9 @@ enum Outcome {
     Taken(Result<Taken, SessionError>),
     Checked(Result<(), Ended>),
     Quiesced(Vec<String>),
+    Examined,
     Gone,
+    Disconnected,
     Forgotten(Result<(), EngineError>),
 }
 
@@ -226,6 +231,17 @@ impl SandboxTask {
         let id = machine.as_ref().and_then(|machine| machine.id.clone()).map(|id| id.0);
         let limits = self.limits();
         Some(match (step, machine, id, session) {
+            (Step::Connect, ..) => Box::pin(async move {
+                Outcome::Connected(connect::connect(node, life).await.map(Box::new))
+            }),
+            (Step::Examine, ..) => Box::pin(async move {
+                connect::examine(node, life).await;
+                Outcome::Examined
+            }),
+            (Step::Disconnect, ..) => Box::pin(async move {
+                connect::disconnect(node, life).await;
+                Outcome::Disconnected
+            }),
             (Step::Prepare, ..) => {
                 Box::pin(
                     async move { Outcome::Prepared(boot::prepare(node, life).await.map(Box::new)) },

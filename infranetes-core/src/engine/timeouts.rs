@@ -40,6 +40,13 @@ pub(crate) const IMPORT: Duration = Duration::from_secs(600);
 /// From the agent's word that a container ended until its watch says how.
 pub(crate) const EXIT_SEEN: Duration = Duration::from_secs(5);
 
+/// Everything that connects a sandbox to the pod network of the node.
+pub(crate) const NETWORK_UP: Duration = Duration::from_secs(90);
+/// A look at that connection.
+pub(crate) const NETWORK_CHECK: Duration = Duration::from_secs(60);
+/// One attempt to take it down.
+pub(crate) const NETWORK_DOWN: Duration = Duration::from_secs(60);
+
 /// How long a provider may fail to show a machine that it made.
 pub(crate) const SETTLE: Duration = Duration::from_secs(30);
 /// How long a machine that was ready has to be unknown to its provider before it counts as vanished.
@@ -131,6 +138,8 @@ mod tests {
             ("parts of quiesce", QUIESCE_GRACE + QUIESCE_LOGS + AGENT_CALL, QUIESCE),
             ("quiesce, a look and a destroy < stop", QUIESCE + phases.provider_call, STOP_CALL),
             ("settle < stop", SETTLE + LOOK, STOP_CALL),
+            ("connecting < run", NETWORK_UP, phases.run_call),
+            ("disconnecting < stop", NETWORK_DOWN, STOP_CALL),
             ("vanished < both silent", VANISHED, BOTH_SILENT),
             ("commit < container call", COMMIT, CONTAINER_CALL),
             ("two calls < a rotation", AGENT_CALL, ROTATION),

@@ -5,6 +5,7 @@ pub(crate) mod container;
 mod disk;
 mod fields;
 mod memory;
+mod network;
 pub(crate) mod node;
 mod redb;
 pub(crate) mod sandbox;

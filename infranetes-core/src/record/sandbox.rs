@@ -13,6 +13,7 @@ use crate::record::codec::{self, damaged};
 use crate::record::fields::{
     Base64, Nanos, PidModeField, ResourcesField, from_nanos, opt_from_nanos, opt_nanos, to_nanos,
 };
+use crate::record::network::{NetworkField, PortField};
 use crate::record::{Entry, RecordError, Table};
 use crate::session::{AgentIdentity, Ticket};
 use crate::spec::{Dns, PodIdentity, SandboxSpec};
@@ -30,6 +31,8 @@ struct SandboxRecord {
     failure: Option<FailureField>,
     was_ready: bool,
     ips: Vec<String>,
+    #[serde(default, skip_serializing_if = "NetworkField::is_own")]
+    network: NetworkField,
     timeline: [Option<Nanos>; 8],
 }
 
@@ -59,6 +62,8 @@ struct SpecField {
     overhead: ResourcesField,
     sysctls: BTreeMap<String, String>,
     pid_mode: PidModeField,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ports: Vec<PortField>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -117,6 +122,7 @@ pub(crate) fn encode(life: &Life) -> Entry {
         failure: life.failure.as_ref().map(failure_field),
         was_ready: life.was_ready,
         ips: life.ips.clone(),
+        network: NetworkField::from(&life.network),
         timeline: timeline_field(&life.timeline),
     };
     codec::encode(Table::Sandboxes, life.id.as_str(), &record)
@@ -147,6 +153,7 @@ pub(crate) fn decode(entry: &Entry) -> Result<Life, RecordError> {
         failure,
         was_ready: record.was_ready,
         ips: record.ips,
+        network: record.network.try_into().map_err(|error| damaged(entry, error))?,
         timeline: timeline(record.timeline),
     })
 }
@@ -169,6 +176,7 @@ fn spec_field(spec: &SandboxSpec) -> SpecField {
         overhead: ResourcesField::from(&spec.overhead),
         sysctls: spec.sysctls.clone(),
         pid_mode: PidModeField::from(&spec.pid_mode),
+        ports: spec.ports.iter().map(PortField::from).collect(),
     }
 }
 
@@ -194,6 +202,7 @@ fn spec(field: SpecField) -> SandboxSpec {
         overhead: field.overhead.into(),
         sysctls: field.sysctls,
         pid_mode: field.pid_mode.into(),
+        ports: field.ports.into_iter().map(Into::into).collect(),
     }
 }
 

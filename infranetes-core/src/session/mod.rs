@@ -16,6 +16,7 @@ use futures::stream::BoxStream;
 use self::duplex::{ExecStart, PortInputs, PortOutputs, ProgramInputs, ProgramOutputs};
 use crate::error::FailureKind;
 use crate::ids::{ContainerId, SandboxId};
+use crate::network::NetworkLayout;
 use crate::spec::{
     ContainerResources, Dns, EnvVar, MachineMount, PidMode, PodIdentity, SecuritySpec,
 };
@@ -201,6 +202,9 @@ pub struct Binding {
     pub dns: Dns,
     /// Kernel parameters.
     pub sysctls: BTreeMap<String, String>,
+    /// How the pod's network namespace looks, where the node gives the network: a machine with a network stack of its own
+    /// makes it look the same.
+    pub network: Option<NetworkLayout>,
 }
 
 /// What a machine says when it got its sandbox.

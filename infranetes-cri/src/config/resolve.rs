@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use infranetes_core::engine::{HandlerConfig, PhaseTimeouts};
+use infranetes_core::engine::{HandlerConfig, HandlerNetwork, PhaseTimeouts};
 use infranetes_core::image::{
     Endpoint, EndpointCredentials, Reference, RegistriesConfig, RegistryConfig,
 };
@@ -155,6 +155,7 @@ fn resolve_handler(name: &str, handler: file::Handler) -> Result<HandlerConfig> 
         zones: handler.zones,
         spot: handler.spot.unwrap_or(false),
         allowed_annotations: handler.allowed_annotations.into_iter().collect(),
+        network: HandlerNetwork::Provider,
         timeouts: timeouts(name, handler.timeouts)?,
     })
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use infranetes_core::network::{PortMapping, Protocol};
 use infranetes_core::spec::{Dns, PodIdentity, SandboxSpec};
 
 use super::{Refusal, check, resources, security};
@@ -20,7 +21,6 @@ pub fn sandbox_spec(request: v1::RunPodSandboxRequest) -> Result<SandboxSpec> {
     if config.windows.is_some() {
         return Err(Refusal::unsupported("config.windows", "only Linux pods can be run"));
     }
-    ports(&config.port_mappings)?;
     let linux = config.linux.unwrap_or_default();
     Ok(SandboxSpec {
         pod: pod(check::required("config.metadata", config.metadata)?)?,
@@ -34,6 +34,7 @@ pub fn sandbox_spec(request: v1::RunPodSandboxRequest) -> Result<SandboxSpec> {
         overhead: resources::of_sandbox("config.linux.overhead", linux.overhead)?,
         sysctls: sysctls(linux.sysctls)?,
         pid_mode: security::of_sandbox(linux.security_context.unwrap_or_default())?,
+        ports: ports(&config.port_mappings)?,
     })
 }
 
@@ -78,22 +79,43 @@ fn dns(config: v1::DnsConfig) -> Result<Dns> {
     }
 }
 
-/// Ports of containers need nothing: the machine has an address of its own. Ports of the node are not forwarded yet.
-fn ports(mappings: &[v1::PortMapping]) -> Result<()> {
+/// Ports of containers need nothing: the machine has an address of its own. Those of the node are left; whether they can lead
+/// to the pod, its handler decides.
+fn ports(mappings: &[v1::PortMapping]) -> Result<Vec<PortMapping>> {
     check::few("config.port_mappings", mappings, MAX_PORTS)?;
+    let mut ports = Vec::new();
     for (i, mapping) in mappings.iter().enumerate() {
         let at = |name: &str| format!("config.port_mappings[{i}].{name}");
-        check::variant::<v1::Protocol>(&at("protocol"), mapping.protocol)?;
-        check::number(&at("container_port"), mapping.container_port.into(), 0..=65535)?;
-        let host_port = check::number(&at("host_port"), mapping.host_port.into(), 0..=65535)?;
-        if host_port != 0 {
-            let problem = format!(
-                "port {host_port} of the node is not forwarded to machines yet; use a Service"
-            );
-            return Err(Refusal::unsupported(at("host_port"), problem));
+        let protocol = match check::variant(&at("protocol"), mapping.protocol)? {
+            v1::Protocol::Tcp => Protocol::Tcp,
+            v1::Protocol::Udp => Protocol::Udp,
+            v1::Protocol::Sctp => Protocol::Sctp,
+        };
+        let container_port = port(&at("container_port"), mapping.container_port)?;
+        let host_port = port(&at("host_port"), mapping.host_port)?;
+        let host_ip = host_ip(&at("host_ip"), &mapping.host_ip)?;
+        if host_port == 0 {
+            continue;
         }
+        if container_port == 0 {
+            let problem = "has to be a port that the node's port can lead to";
+            return Err(Refusal::invalid(at("container_port"), problem));
+        }
+        ports.push(PortMapping { protocol, container_port, host_port, host_ip });
     }
-    Ok(())
+    Ok(ports)
+}
+
+fn port(field: &str, value: i32) -> Result<u16> {
+    let port = check::number(field, value.into(), 0..=65535)?;
+    Ok(u16::try_from(port).unwrap_or_default())
+}
+
+fn host_ip(field: &str, text: &str) -> Result<Option<IpAddr>> {
+    match text {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| Refusal::invalid(field, "is no IP address")),
+    }
 }
 
 fn log_directory(path: String) -> Result<PathBuf> {

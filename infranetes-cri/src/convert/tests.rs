@@ -1,3 +1,4 @@
+use infranetes_core::network::{PortMapping, Protocol};
 use infranetes_core::spec::{PidMode, SandboxResources, SandboxSpec, SecuritySpec};
 
 use super::{Refusal, SeccompSource, container_spec, sandbox_spec};
@@ -58,7 +59,14 @@ fn a_sandbox_is_what_the_kubelet_says() {
         options: vec!["ndots:5".into()],
     });
     config.labels.insert("io.kubernetes.pod.uid".into(), "u1".into());
-    config.port_mappings = vec![v1::PortMapping { container_port: 80, ..Default::default() }];
+    let port = v1::PortMapping { container_port: 80, ..Default::default() };
+    let host = v1::PortMapping {
+        protocol: v1::Protocol::Udp as i32,
+        host_port: 8080,
+        host_ip: "::1".into(),
+        ..port.clone()
+    };
+    config.port_mappings = vec![port, host];
     config.linux = Some(v1::LinuxPodSandboxConfig {
         cgroup_parent: "/kubepods/besteffort/podu1".into(),
         sysctls: [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into(),
@@ -88,6 +96,13 @@ fn a_sandbox_is_what_the_kubelet_says() {
     assert_eq!(spec.overhead, SandboxResources { cpu_millis: 0, memory_bytes: 128 << 20 });
     assert_eq!(spec.pid_mode, PidMode::Container);
     assert_eq!(spec.sysctls["net.ipv4.ip_forward"], "1");
+    let mapping = PortMapping {
+        protocol: Protocol::Udp,
+        container_port: 80,
+        host_port: 8080,
+        host_ip: Some("::1".parse().unwrap()),
+    };
+    assert_eq!(spec.ports, [mapping], "a port of the pod alone needs nothing");
 }
 
 #[test]
@@ -153,14 +168,15 @@ fn a_sandbox_that_cannot_be_is_refused_with_the_field() {
             ("config.annotations", true, "bytes"),
         ),
         (
+            |c| c.port_mappings = vec![v1::PortMapping { host_port: 8080, ..Default::default() }],
+            ("config.port_mappings[0].container_port", true, "lead to"),
+        ),
+        (
             |c| {
-                c.port_mappings = vec![v1::PortMapping {
-                    container_port: 80,
-                    host_port: 8080,
-                    ..Default::default()
-                }]
+                c.port_mappings =
+                    vec![v1::PortMapping { host_ip: "node".into(), ..Default::default() }]
             },
-            ("config.port_mappings[0].host_port", false, "use a Service"),
+            ("config.port_mappings[0].host_ip", true, "no IP address"),
         ),
         (
             |c| {

@@ -40,6 +40,7 @@ pub(super) async fn parts(
         images: Arc::new(images),
         records: Arc::new(records),
         logs: Arc::new(DiskLogs),
+        network: None,
         entropy: Arc::new(OsEntropy),
         clock: Arc::new(SystemClock),
     })

@@ -95,6 +95,8 @@ const KUBELET_API_VERSION: &str = "0.1.0";
 
 #[cfg(test)]
 mod tests {
+    use infranetes_core::engine::HandlerNetwork;
+
     use super::*;
 
     fn handler(name: &str, problem: Option<&str>) -> HandlerStatus {
@@ -102,6 +104,8 @@ mod tests {
             name: name.into(),
             provider: "p".into(),
             problem: problem.map(str::to_owned),
+            network: HandlerNetwork::Provider,
+            network_problem: None,
         }
     }
 

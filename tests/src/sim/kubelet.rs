@@ -356,6 +356,7 @@ impl Kubelet {
             overhead: SandboxResources::default(),
             sysctls: Default::default(),
             pid_mode: PidMode::Container,
+            ports: Vec::new(),
         }
     }
 }

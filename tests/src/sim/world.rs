@@ -213,6 +213,7 @@ impl World {
                 sabotage: self.scenario.sabotage,
             }),
             logs: Arc::new(self.logs.clone()),
+            network: None,
             entropy: self.entropy.clone(),
             clock: Arc::new(SimClock(self.begin)),
         }
@@ -253,6 +254,7 @@ fn config() -> EngineConfig {
         zones: Vec::new(),
         spot: false,
         allowed_annotations: Default::default(),
+        network: Default::default(),
         timeouts: PhaseTimeouts::default(),
     };
     EngineConfig {

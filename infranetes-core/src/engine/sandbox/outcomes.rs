@@ -8,17 +8,19 @@ use tokio::time::Instant;
 
 use super::{Outcome, SandboxTask};
 use crate::engine::boot::{self, Ended, Located, Submitted};
-use crate::engine::life::{Failure, Goal, Machine, UserData};
+use crate::engine::life::{Failure, Goal, Machine, Network, UserData};
 use crate::engine::link::{self, Opened, Taken};
 use crate::engine::plan::Seen;
 use crate::error::{Cause, EngineError, FailureKind};
 use crate::ids::MachineId;
+use crate::network::Attachment;
 use crate::session::{SessionError, WatchEvent};
 use crate::status::Phase;
 
 impl SandboxTask {
     pub(super) async fn apply(&mut self, outcome: Outcome) {
         match outcome {
+            Outcome::Connected(result) => self.connected(result).await,
             Outcome::Prepared(result) => self.prepared(result).await,
             Outcome::Submitted(submitted) => self.submitted(submitted).await,
             Outcome::Located(result) => self.located(result).await,
@@ -33,13 +35,32 @@ impl SandboxTask {
                 self.hang_up().await;
                 self.seen.quiesced = true;
             }
+            Outcome::Examined => self.seen.examined = true,
             Outcome::Gone => self.gone().await,
+            Outcome::Disconnected => {
+                self.life.network = Network::Down;
+                self.life.ips.clear();
+                self.save_or_later().await;
+            }
             Outcome::Forgotten(Ok(())) => {}
             Outcome::Forgotten(Err(error)) => {
                 tracing::warn!(sandbox = %self.life.id, error = %error, "the record could not be deleted yet");
             }
         }
         self.publish();
+    }
+
+    /// What is up is durable at the latest together with the machine that is made in it: see `prepared`.
+    async fn connected(&mut self, result: Result<Box<Attachment>, Ended>) {
+        match result {
+            Ok(attachment) => {
+                self.life.ips = attachment.ips.iter().map(ToString::to_string).collect();
+                self.life.network = Network::Up(attachment);
+                self.seen.examined = true;
+                self.save_or_later().await;
+            }
+            Err(ended) => self.ended(Phase::Intended, ended).await,
+        }
     }
 
     pub(super) async fn prepared(&mut self, result: Result<Box<Machine>, Ended>) {
@@ -56,7 +77,7 @@ impl SandboxTask {
         };
         self.life.tries += 1;
         self.life.machine = Some(*machine);
-        self.seen = Seen::default();
+        self.seen = Seen { examined: self.seen.examined, ..Seen::default() };
         // The intent has to be durable before the provider hears of it.
         if let Err(error) = self.save().await {
             self.life.machine = None;
@@ -98,7 +119,9 @@ impl SandboxTask {
 
     pub(super) fn runs_at(&mut self, located: Located) {
         self.seen.running = true;
-        self.life.ips = located.ips;
+        if self.life.network.attachment().is_none() {
+            self.life.ips = located.ips;
+        }
         if let Some(machine) = &mut self.life.machine {
             machine.endpoint = located.endpoint;
         }
@@ -244,6 +267,10 @@ impl SandboxTask {
             self.containers.machine_gone("MachineLost", &message).await;
         }
         self.life.failure = Some(failure.clone());
+        // From here on it is taken down, and whoever starts over begins with what may be left of it.
+        if self.life.network.may_be() {
+            self.life.network = Network::Unsettled;
+        }
         self.save_or_later().await;
         self.publish();
         for reply in self.runs.drain(..) {
@@ -255,7 +282,7 @@ impl SandboxTask {
         self.drop_link();
         self.containers.machine_gone("Error", "its sandbox was stopped").await;
         self.life.machine = None;
-        self.seen = Seen::default();
+        self.seen = Seen { examined: self.seen.examined, ..Seen::default() };
         self.save_or_later().await;
     }
 
@@ -263,7 +290,8 @@ impl SandboxTask {
         if self.seen.session {
             self.link_broke();
         }
-        self.seen = Seen { submitted: self.seen.submitted, ..Seen::default() };
+        let Seen { submitted, examined, .. } = self.seen;
+        self.seen = Seen { submitted, examined, ..Seen::default() };
     }
 }
 

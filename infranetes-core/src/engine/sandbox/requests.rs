@@ -3,7 +3,7 @@
 use super::SandboxTask;
 use crate::engine::admission::{Admission, Denial, SandboxWish, admit, standing};
 use crate::engine::board::{Reply, Request};
-use crate::engine::life::{Failure, Goal};
+use crate::engine::life::{Failure, Goal, Network};
 use crate::engine::plan;
 use crate::error::{Cause, EngineError};
 use crate::ids::SandboxId;
@@ -48,6 +48,9 @@ impl SandboxTask {
             Admission::Accept => {
                 self.life.failure = None;
                 self.life.passed_over = 0;
+                if self.life.network == Network::Down {
+                    self.life.network = Network::Unsettled;
+                }
                 self.life.timeline =
                     Timeline { wanted: Some(self.node.now()), ..Timeline::default() };
                 self.refusal = None;
@@ -126,7 +129,8 @@ impl SandboxTask {
 
     /// Answers those whose wish is fulfilled.
     pub(super) fn settle_waiters(&mut self) {
-        if self.life.machine.is_none() && self.life.goal != Goal::Run {
+        let left = self.life.machine.is_some() || self.life.network.may_be();
+        if !left && self.life.goal != Goal::Run {
             for reply in self.stops.drain(..) {
                 let _ = reply.send(Ok(()));
             }

@@ -12,6 +12,7 @@ use infranetes_agent_protocol::v1::watch_response::Event;
 
 pub(super) use self::stats::stats_sample;
 use crate::ids::ContainerId;
+use crate::network::NetworkLayout;
 use crate::session::duplex::{ExecExit, ProgramOutput, TerminalSize};
 use crate::session::{
     AgentHello, Binding, Bound, ContainerPlan, LogChunk, LogStream, MachineImage, MachineLayer,
@@ -52,6 +53,35 @@ pub(super) fn binding(binding: &Binding) -> v1::BindRequest {
         }),
         sysctls: binding.sysctls.clone().into_iter().collect(),
         hosts: Vec::new(),
+        network: binding.network.as_ref().map(network),
+    }
+}
+
+fn network(layout: &NetworkLayout) -> v1::Network {
+    let interfaces = layout.interfaces.iter().map(|interface| v1::NetworkInterface {
+        mac: interface.mac.clone(),
+        name: interface.name.clone(),
+        mtu: interface.mtu,
+        addresses: interface.addresses.iter().map(ToString::to_string).collect(),
+    });
+    let text = |ip: &Option<IpAddr>| ip.map(|ip| ip.to_string()).unwrap_or_default();
+    let routes = layout.routes.iter().map(|route| v1::Route {
+        destination: route.destination.to_string(),
+        gateway: text(&route.gateway),
+        interface: route.interface.clone(),
+        source: text(&route.source),
+        metric: route.metric,
+        on_link: route.on_link,
+    });
+    let neighbours = layout.neighbours.iter().map(|neighbour| v1::Neighbour {
+        ip: neighbour.ip.to_string(),
+        mac: neighbour.mac.clone(),
+        interface: neighbour.interface.clone(),
+    });
+    v1::Network {
+        interfaces: interfaces.collect(),
+        routes: routes.collect(),
+        neighbours: neighbours.collect(),
     }
 }
 

@@ -1,0 +1,113 @@
+//! The steps that connect a sandbox to the pod network of the node, look at the connection, and take it down.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use infranetes_sdk::RetryAdvice;
+use infranetes_sdk::pod::{AddressMode, Network as NetworkMessage, PodCapabilities};
+use tokio::time::{sleep, timeout};
+
+use crate::engine::boot::Ended;
+use crate::engine::life::Life;
+use crate::engine::node::{Node, spread};
+use crate::engine::retry::Backoff;
+use crate::engine::timeouts::{NETWORK_CHECK, NETWORK_DOWN, NETWORK_UP};
+use crate::error::{Cause, FailureKind};
+use crate::network::{Attachment, NetworkError, NetworkWish, PodNetwork};
+
+/// Connects the sandbox; the record says before that something may exist.
+pub(crate) async fn connect(node: Arc<Node>, life: Life) -> Result<Attachment, Ended> {
+    let network = network(&node).map_err(ended)?;
+    let wish = NetworkWish {
+        sandbox: life.id.clone(),
+        pod: life.spec.pod.clone(),
+        dns: life.spec.dns.clone(),
+        ports: life.spec.ports.clone(),
+        annotations: life.spec.annotations.clone(),
+    };
+    node.board.note(&life.id, "it is connected to the node's pod network");
+    bounded(NETWORK_UP, network.set_up(&wish)).await.map_err(ended)
+}
+
+/// Looks whether it is connected as it was. What is found is for people: the pod may do its work all the same.
+pub(crate) async fn examine(node: Arc<Node>, life: Life) {
+    let answer = match network(&node) {
+        Ok(network) => bounded(NETWORK_CHECK, network.check(&life.id)).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = answer {
+        let chain = cause(&error).chain();
+        tracing::warn!(sandbox = %life.id, error = %chain, "the sandbox is not connected as it was set up");
+        node.board.note(&life.id, &format!("its network is not as it was set up: {chain}"));
+    }
+}
+
+/// Takes the connection down; goes on until nothing is left of it.
+pub(crate) async fn disconnect(node: Arc<Node>, life: Life) {
+    let mut backoff = Backoff::new(Duration::from_secs(1), spread(&life.id));
+    loop {
+        let answer = match network(&node) {
+            Ok(network) => bounded(NETWORK_DOWN, network.tear_down(&life.id)).await,
+            Err(error) => Err(error),
+        };
+        let Err(error) = answer else { return };
+        let chain = cause(&error).chain();
+        tracing::warn!(sandbox = %life.id, error = %chain, "the sandbox could not be disconnected yet");
+        let note = format!("it could not be disconnected from the node's pod network yet: {chain}");
+        node.board.note(&life.id, &note);
+        sleep(backoff.pause(RetryAdvice::ByKind)).await;
+    }
+}
+
+/// What the provider is told; `None` where it brings the network itself.
+pub(crate) fn message(life: &Life) -> Option<NetworkMessage> {
+    let attachment = life.network.attachment()?;
+    Some(NetworkMessage {
+        address_mode: AddressMode::Cni as i32,
+        namespace_path: attachment.namespace.to_string_lossy().into_owned(),
+        ..Default::default()
+    })
+}
+
+/// A provider that cannot put a machine into a namespace must not be given one.
+pub(crate) fn check_provider(
+    life: &Life,
+    provider: &str,
+    capabilities: &PodCapabilities,
+) -> Result<(), Ended> {
+    let able = capabilities.address_modes.contains(&(AddressMode::Cni as i32));
+    if able || life.network.attachment().is_none() {
+        return Ok(());
+    }
+    Err(Ended::because(Cause::new(
+        FailureKind::Unsupported,
+        format!("provider {provider} cannot put a machine into the node's pod network"),
+    )))
+}
+
+fn network(node: &Node) -> Result<&dyn PodNetwork, NetworkError> {
+    node.parts
+        .network
+        .as_deref()
+        .ok_or_else(|| NetworkError::new(FailureKind::Unavailable, "this node has no pod network"))
+}
+
+async fn bounded<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, NetworkError>>,
+) -> Result<T, NetworkError> {
+    timeout(limit, call).await.unwrap_or_else(|_| {
+        let sentence = format!("the node's pod network did not answer within {limit:?}");
+        Err(NetworkError::new(FailureKind::TimedOut, sentence))
+    })
+}
+
+fn ended(error: NetworkError) -> Ended {
+    let mut texts = vec!["it could not be connected to the node's pod network".to_owned()];
+    texts.extend(cause(&error).texts());
+    Ended::because(Cause::from_texts(error.kind, texts))
+}
+
+fn cause(error: &NetworkError) -> Cause {
+    Cause::of(error.kind, error)
+}
