@@ -1,4 +1,4 @@
-//! `plugin check` on files that are no plugins. What it says of real ones is tested where the product is built.
+//! What `plugin` refuses. That a new provider builds, and what a check says of one, is tested where the product is built.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -35,6 +35,41 @@ fn a_wrong_check_table_is_refused_before_anything_is_loaded() {
         let said = node.fails_alone(&["plugin", "check", "/no.so", "--config", text(&file)]);
         assert!(said.contains(expected), "{table}: {said}");
     }
+}
+
+#[test]
+fn a_name_that_no_crate_may_have_is_refused() {
+    let node = Node::new("");
+    let long = "a".repeat(64);
+    for name in ["", "Big", "1st", "a_b", "a--b", "a-", "-a", "../a", "é", "fn", "serde", &long] {
+        let dir = node.path("new");
+        let said = node.fails_alone(&["plugin", "new", "--", name, text(&dir)]);
+        assert!(said.contains("invalid value") && said.contains("NAME"), "{name:?}: {said}");
+        assert!(!dir.exists());
+    }
+}
+
+#[test]
+fn what_exists_is_not_touched_and_nothing_half_made_is_left() {
+    let node = Node::new("");
+    let (dir, work) = (node.path("there"), node.path("work"));
+    fs::create_dir(&dir).unwrap();
+    fs::create_dir(&work).unwrap();
+    std::os::unix::fs::symlink("nowhere", work.join("link")).unwrap();
+    let missing = work.join("missing/new");
+    let (new, sdk) = (work.join("new"), node.path("state"));
+    for (arguments, expected) in [
+        (vec![text(&dir)], "there exists already"),
+        (vec![text(&work.join("link"))], "link exists already"),
+        (vec![text(&missing)], "cannot write into"),
+        (vec![text(&new), "--sdk-path", text(&work)], "is no checkout of infranetes"),
+        (vec![text(&new), "--sdk-path", text(&sdk)], "cannot read"),
+    ] {
+        let said = node.fails_alone(&[&["plugin", "new", "x"], &arguments[..]].concat());
+        assert!(said.contains(expected), "{arguments:?}: {said}");
+    }
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(&work).unwrap().count(), 1);
 }
 
 fn text(path: &std::path::Path) -> &str {

@@ -4,6 +4,7 @@
 //! [`footprint`] (what is left on the machine). The programs themselves are built before by `cargo xtask`.
 
 pub mod anonymous;
+pub mod author;
 pub mod bench;
 pub mod case;
 pub mod client;

@@ -7,6 +7,7 @@ mod cpio;
 mod debian;
 mod demo;
 mod guest;
+mod new_provider;
 mod product;
 mod program;
 mod progress;
@@ -44,6 +45,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Builds the guest image: a kernel and the initramfs with the agent.
     Guest(guest::Options),
+    /// Writes a crate with a provider that works, to begin with: `new-provider NAME [DIR]`.
+    NewProvider(new_provider::Options),
     /// Installs the Debian packages that the demo and the tests run; needs root, or sudo.
     Setup,
     /// Runs the simulated world: crashes at every point of a sandbox's life.
@@ -63,6 +66,7 @@ impl Command {
             Command::Test(options) => test::run(workspace, options),
             Command::Check => check::run(workspace),
             Command::Guest(options) => guest::run(workspace, options),
+            Command::NewProvider(options) => new_provider::run(workspace, options),
             Command::Setup => setup::run(workspace),
             Command::Tidy => tidy::run(workspace),
         }

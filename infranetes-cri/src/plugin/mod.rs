@@ -2,6 +2,7 @@
 //! is needed.
 
 mod check;
+mod new;
 mod probe;
 mod subject;
 
@@ -10,6 +11,8 @@ use clap::Subcommand;
 /// What can be done with plugins.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Writes a crate with a provider that works, as a beginning for one of your own
+    New(new::Arguments),
     /// Tests whether a plugin keeps the promises of the SDK
     Check(check::Arguments),
     /// Opens a plugin and ends: what `check` has a child process do first
@@ -20,6 +23,7 @@ pub(crate) enum Command {
 /// Answers whether all is well; errors are what kept it from finding out.
 pub(crate) fn run(command: Command) -> anyhow::Result<bool> {
     match command {
+        Command::New(arguments) => new::run(&arguments).map(|()| true),
         Command::Check(arguments) => check::run(&arguments),
         Command::Probe(arguments) => probe::run(&arguments),
     }
