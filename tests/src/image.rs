@@ -1,15 +1,16 @@
 //! Small images made here, and the push that brings them to a registry.
 
 use std::io::Write;
-use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use sha2::{Digest, Sha256};
+
+use crate::layer::Layer;
 
 /// An image in parts, ready to be pushed.
 #[derive(Clone)]
@@ -20,31 +21,22 @@ pub struct TestImage {
 }
 
 impl TestImage {
+    /// An image without a layer and without defaults.
+    pub fn empty() -> TestImage {
+        TestImage {
+            layers: Vec::new(),
+            config: serde_json::json!({}),
+            architecture: "amd64".to_owned(),
+        }
+    }
+
     /// An image with one layer: Debian's static busybox with all its applets, and a few users.
     pub fn busybox() -> Result<TestImage> {
-        let mut tar = tar::Builder::new(Vec::new());
-        let program = std::fs::read(BUSYBOX).with_context(|| {
-            format!("{BUSYBOX} is missing; `cargo xtask` installs busybox-static")
-        })?;
-        for dir in ["bin", "dev", "etc", "proc", "root", "sys", "tmp", "var", "www"] {
-            append(
-                &mut tar,
-                dir,
-                tar::EntryType::Directory,
-                if dir == "tmp" { 0o1777 } else { 0o755 },
-                b"",
-            )?;
-        }
-        append(&mut tar, "bin/busybox", tar::EntryType::Regular, 0o755, &program)?;
-        for applet in applets()? {
-            let mut header = header(tar::EntryType::Symlink, 0o777, 0);
-            tar.append_link(&mut header, format!("bin/{applet}"), "busybox")?;
-        }
-        append(&mut tar, "etc/passwd", tar::EntryType::Regular, 0o644, PASSWD)?;
-        append(&mut tar, "etc/group", tar::EntryType::Regular, 0o644, GROUP)?;
+        let mut layer = Layer::busybox(&[])?;
+        layer.file("etc/passwd", 0o644, PASSWD)?;
+        layer.file("etc/group", 0o644, GROUP)?;
         let config = serde_json::json!({ "Env": ["PATH=/bin"], "Cmd": ["sh"] });
-        TestImage { layers: Vec::new(), config, architecture: "amd64".to_owned() }
-            .with_layer(tar.into_inner()?)
+        TestImage::empty().with_config(config).with_layer(layer.finish()?)
     }
 
     /// Adds a layer on top, given as an uncompressed tar.
@@ -149,35 +141,6 @@ pub fn digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
-fn append(
-    tar: &mut tar::Builder<Vec<u8>>,
-    path: impl AsRef<Path>,
-    kind: tar::EntryType,
-    mode: u32,
-    data: &[u8],
-) -> Result<()> {
-    let mut header = header(kind, mode, data.len() as u64);
-    Ok(tar.append_data(&mut header, path, data)?)
-}
-
-fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {
-    let mut header = tar::Header::new_ustar();
-    header.set_entry_type(kind);
-    header.set_mode(mode);
-    header.set_size(size);
-    header.set_mtime(0);
-    header
-}
-
-fn applets() -> Result<Vec<String>> {
-    let output = std::process::Command::new(BUSYBOX).arg("--list").output()?;
-    ensure!(output.status.success(), "{BUSYBOX} --list failed");
-    let names = String::from_utf8(output.stdout)?;
-    Ok(names.lines().filter(|name| *name != "busybox").map(str::to_owned).collect())
-}
-
-/// From Debian's package busybox-static.
-const BUSYBOX: &str = "/bin/busybox";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/www:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n";
 const GROUP: &[u8] = b"root:x:0:\nwww-data:x:33:\nstaff:x:50:www-data\nnogroup:x:65534:\n";

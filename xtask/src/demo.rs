@@ -1,4 +1,4 @@
-//! `cargo xtask demo` and `cargo xtask bench`: build the product, then become the program that shows or measures it.
+//! `cargo xtask demo`, `bench` and `conformance`: build the product, then become the program that shows, measures or proves it.
 
 use anyhow::Result;
 
@@ -15,6 +15,11 @@ pub(crate) struct Arguments {
 
 pub(crate) fn demo(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     Product::build(workspace)?.become_program(workspace, "infranetes-demo", &arguments.arguments)
+}
+
+pub(crate) fn conformance(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
+    let program = "infranetes-conformance";
+    Product::build(workspace)?.become_program(workspace, program, &arguments.arguments)
 }
 
 pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> {

@@ -41,6 +41,8 @@ enum Command {
     Bench(demo::Arguments),
     /// Checks format, lints, the map of the crates and licences: the quick part of what CI runs.
     Check,
+    /// Runs the conformance specs of CRI on the daemon: `conformance --provider process`.
+    Conformance(demo::Arguments),
     /// Runs a pod in a real virtual machine, from nothing.
     Demo(demo::Arguments),
     /// Builds the guest image: a kernel and the initramfs with the agent.
@@ -61,6 +63,7 @@ impl Command {
     fn run(&self, workspace: &Workspace) -> anyhow::Result<()> {
         match self {
             Command::Bench(arguments) => demo::bench(workspace, arguments),
+            Command::Conformance(arguments) => demo::conformance(workspace, arguments),
             Command::Demo(arguments) => demo::demo(workspace, arguments),
             Command::Sim(arguments) => demo::sim(workspace, arguments),
             Command::Test(options) => test::run(workspace, options),
