@@ -304,20 +304,28 @@ impl From<v1::Status> for ProviderError {
                 RetryAdvice::After(Duration::from_millis(status.retry_after_ms))
             }
         };
-        let source = status
-            .sources
-            .into_iter()
-            .take(CAUSES_MAX)
-            .rev()
-            .fold(None, |source, message| Some(Box::new(Cause { message, source })));
+        let source =
+            status.sources.into_iter().take(CAUSES_MAX).rev().fold(None, |source, text| {
+                Some(Box::new(Cause { message: shortened(text, TEXT_BYTES_MAX), source }))
+            });
         Self {
             kind,
-            message: status.message,
+            message: shortened(status.message, TEXT_BYTES_MAX),
             retry,
-            provider_code: status.provider_code,
+            provider_code: shortened(status.provider_code, CODE_BYTES_MAX),
             source: source.map(|cause| cause as Box<dyn Error + Send + Sync>),
         }
     }
+}
+
+/// What the other side says ends in logs and in answers to others: it may not be of any length.
+pub(crate) fn shortened(mut text: String, bytes: usize) -> String {
+    if text.len() > bytes {
+        let left_out = text.len() - text.floor_char_boundary(bytes);
+        text.truncate(text.floor_char_boundary(bytes));
+        text.push_str(&format!("… ({left_out} bytes more)"));
+    }
+    text
 }
 
 impl From<ErrorKind> for v1::ErrorKind {
@@ -363,6 +371,9 @@ pub(crate) fn millis(duration: Duration) -> u64 {
 
 /// A chain of causes is cut here, so that a cycle or a hostile plugin cannot make it endless.
 const CAUSES_MAX: usize = 16;
+/// Of one message that comes through the boundary.
+const TEXT_BYTES_MAX: usize = 4096;
+const CODE_BYTES_MAX: usize = 256;
 
 #[cfg(test)]
 mod tests {

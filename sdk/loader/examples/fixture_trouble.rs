@@ -112,6 +112,13 @@ impl PodProvider for Trouble {
                 return Ok(Machine { id: request.id, name, ..Machine::default() });
             }
             "large error" => return Err(ProviderError::quota("y".repeat(4 << 20))),
+            "flood" => {
+                for line in 0..20_000 {
+                    self.host.log(LogLevel::Info, &format!("line {line} {}", "z".repeat(10)));
+                }
+                self.host.log(LogLevel::Info, &"w".repeat(1 << 20));
+            }
+            "one line" => self.host.log(LogLevel::Info, "one line"),
             "bad metric" => self.host.metric("panic", 1.0),
             "bad drop" => {
                 struct Bomb;

@@ -285,3 +285,41 @@ async fn an_error_in_the_input_of_a_duplex_call_ends_that_input() {
     let last = output.into_iter().last().expect("an exit").expect("no error").output;
     assert!(matches!(last, Some(ExecOutputPart::Exit(exit)) if exit.code == 3), "{last:?}");
 }
+
+#[tokio::test]
+async fn megabytes_where_bytes_are_expected_are_an_error_with_the_name_of_the_plugin() {
+    let (pods, _) = pods().await;
+    let error = pods.get(ctx(), get("large")).await.expect_err("too large");
+    assert_eq!(error.kind, ErrorKind::Internal);
+    let text = error.to_string();
+    assert!(text.contains("t0") && text.contains("more than the 16777216 of a message"), "{text}");
+
+    let mut chunks = pods.console(ctx(), console("large")).await.expect("opens");
+    chunks.next().await.expect("an item").expect("no error");
+    let error = chunks.next().await.expect("an item").expect_err("too large");
+    assert_eq!(error.kind, ErrorKind::Internal);
+    assert!(error.to_string().contains("more than the 16777216 of a message"), "{error}");
+    assert!(chunks.next().await.is_none());
+
+    let error = pods.get(ctx(), get("large error")).await.expect_err("an error");
+    assert_eq!(error.kind, ErrorKind::Quota);
+    assert!(
+        error.message.starts_with("yyy") && error.message.len() < 5000,
+        "{}",
+        error.message.len()
+    );
+    assert!(error.message.ends_with("(4190208 bytes more)"), "{error}");
+    pods.get(ctx(), get("m1")).await.expect("it still answers");
+}
+
+#[tokio::test]
+async fn a_flood_of_log_lines_is_cut_and_counted() {
+    let (pods, memory) = pods().await;
+    pods.get(ctx(), get("flood")).await.expect("an answer");
+    memory.wait_for_line(LogLevel::Info, "line 100 ").await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    pods.get(ctx(), get("one line")).await.expect("an answer");
+    memory.wait_for_line(LogLevel::Warn, "log lines of this plugin were left out").await;
+    let (lines, longest) = memory.lines();
+    assert!(lines < 10_000 && longest < 9000, "{lines} lines, {longest} bytes");
+}

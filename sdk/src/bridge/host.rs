@@ -1,7 +1,8 @@
 //! Host services through the boundary: the host's side, and the plugin's view of it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use abi_stable::sabi_trait::TD_Opaque;
 use abi_stable::std_types::{ROption, RResult, RSlice, RStr};
@@ -17,7 +18,7 @@ use super::remote::Remote;
 use super::task::{run, within};
 use super::wire::{decode, encode_error, encode_reply};
 use crate::context::CallContext;
-use crate::error::{ProviderError, Result};
+use crate::error::{ProviderError, Result, shortened};
 use crate::plugin::{HostServices, LogLevel, Secret};
 use crate::v1;
 
@@ -25,12 +26,21 @@ use crate::v1;
 pub struct HostEndpoint {
     runtime: Handle,
     services: Arc<dyn HostServices>,
+    lines: Mutex<Lines>,
+}
+
+/// Log lines of one second.
+struct Lines {
+    since: Instant,
+    taken: u32,
+    left_out: u64,
 }
 
 impl HostEndpoint {
     /// Runs calls of the plugin on `runtime`.
     pub fn new(runtime: Handle, services: Arc<dyn HostServices>) -> Self {
-        Self { runtime, services }
+        let lines = Lines { since: Instant::now(), taken: 0, left_out: 0 };
+        Self { runtime, services, lines: Mutex::new(lines) }
     }
 
     /// The form that crosses the boundary.
@@ -42,7 +52,7 @@ impl HostEndpoint {
 impl Endpoint for HostEndpoint {
     fn notify(&self, method: RStr<'_>, body: RSlice<'_, u8>) {
         let (method, body) = (method.as_str(), body.as_slice());
-        let told = AssertUnwindSafe(|| tell(self.services.as_ref(), method, body));
+        let told = AssertUnwindSafe(|| self.tell(method, body));
         if catch_unwind(told).is_err() {
             tracing::error!(method, "a host service panicked");
         }
@@ -64,21 +74,48 @@ impl Endpoint for HostEndpoint {
     }
 }
 
-fn tell(services: &dyn HostServices, method: &str, body: &[u8]) {
-    match method {
-        "host/log" => {
-            if let Ok(record) = v1::LogRecord::decode(body) {
-                let level = LogLevel::parse(&record.level);
-                services.log(level, &record.target, &record.message);
+impl HostEndpoint {
+    fn tell(&self, method: &str, body: &[u8]) {
+        match method {
+            "host/log" => {
+                if let Ok(record) = v1::LogRecord::decode(body) {
+                    self.log(record);
+                }
             }
-        }
-        "host/metric" => {
-            if let Ok(sample) = v1::MetricSample::decode(body) {
-                services.metric(&sample.name, sample.value);
+            "host/metric" => {
+                if let Ok(sample) = v1::MetricSample::decode(body) {
+                    self.services.metric(&sample.name, sample.value);
+                }
             }
+            // A plugin may be newer than this host.
+            _ => {}
         }
-        // A plugin may be newer than this host.
-        _ => {}
+    }
+
+    /// A plugin that logs without end fills neither the host's disk nor its memory.
+    fn log(&self, record: v1::LogRecord) {
+        let left_out = {
+            let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            let mut left_out = 0;
+            if now.duration_since(lines.since) >= Duration::from_secs(1) {
+                left_out = lines.left_out;
+                *lines = Lines { since: now, taken: 0, left_out: 0 };
+            }
+            lines.taken += 1;
+            if lines.taken > LINES_A_SECOND {
+                lines.left_out += 1;
+                return;
+            }
+            left_out
+        };
+        if left_out > 0 {
+            let text =
+                format!("{left_out} log lines of this plugin were left out: it wrote too many");
+            self.services.log(LogLevel::Warn, &record.target, &text);
+        }
+        let text = shortened(record.message, LINE_BYTES_MAX);
+        self.services.log(LogLevel::parse(&record.level), &record.target, &text);
     }
 }
 
@@ -124,5 +161,8 @@ impl HostServices for RemoteServices {
     }
 }
 
+/// More log lines of one plugin are counted, and left out.
+const LINES_A_SECOND: u32 = 1000;
+const LINE_BYTES_MAX: usize = 8192;
 /// How long a plugin waits for a secret.
 const SECRET_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(30);

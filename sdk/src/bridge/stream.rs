@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
+use super::remote::MESSAGE_BYTES_MAX;
 use super::task::panicked;
 use super::wire::{decode_reply, encode_reply};
 use crate::error::{ProviderError, Result};
@@ -84,7 +85,9 @@ impl Stream for Incoming {
         let Some(raw) = self.raw.as_mut() else { return Poll::Ready(None) };
         let item = match cx.with_ffi_context(|cx| raw.poll_next(cx)) {
             FfiPoll::Pending => return Poll::Pending,
-            FfiPoll::Ready(item) => item.into_option().map(|reply| decode_reply(method, reply)),
+            FfiPoll::Ready(item) => item
+                .into_option()
+                .map(|reply| decode_reply(method, reply).and_then(|body| bounded(method, body))),
             FfiPoll::Panicked => {
                 Some(Err(ProviderError::internal(format!("the stream of {method} panicked"))))
             }
@@ -93,6 +96,15 @@ impl Stream for Incoming {
             self.raw = None;
         }
         Poll::Ready(item)
+    }
+}
+
+fn bounded(method: &str, body: Vec<u8>) -> Result<Vec<u8>> {
+    match body.len() {
+        bytes if bytes > MESSAGE_BYTES_MAX => Err(ProviderError::internal(format!(
+            "an item of the stream of {method} has {bytes} bytes, more than the {MESSAGE_BYTES_MAX} of a message"
+        ))),
+        _ => Ok(body),
     }
 }
 

@@ -102,6 +102,12 @@ impl Memory {
         wait_until(&format!("the line {text:?}"), || self.has_line(level, text)).await;
     }
 
+    /// How many log lines there are, and bytes in the longest.
+    pub(crate) fn lines(&self) -> (usize, usize) {
+        let lines = self.lines.lock().expect("not poisoned");
+        (lines.len(), lines.iter().map(|(_, _, message)| message.len()).max().unwrap_or_default())
+    }
+
     /// Whether there is such a log line.
     pub(crate) fn has_line(&self, level: LogLevel, text: &str) -> bool {
         let lines = self.lines.lock().expect("not poisoned");
