@@ -321,8 +321,9 @@ impl From<v1::Status> for ProviderError {
 /// What the other side says ends in logs and in answers to others: it may not be of any length.
 pub(crate) fn shortened(mut text: String, bytes: usize) -> String {
     if text.len() > bytes {
-        let left_out = text.len() - text.floor_char_boundary(bytes);
-        text.truncate(text.floor_char_boundary(bytes));
+        let end = (0..=bytes).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+        let left_out = text.len() - end;
+        text.truncate(end);
         text.push_str(&format!("… ({left_out} bytes more)"));
     }
     text

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use infranetes_loader::isolation::Isolation;
 use serde::Deserialize;
 
 use super::document::{Document, Table};
@@ -20,6 +21,8 @@ pub struct ProviderInstance {
     pub sha256: Option<String>,
     /// Threads of the plugin's runtime.
     pub worker_threads: u32,
+    /// Which process the plugin runs in.
+    pub isolation: Isolation,
     /// What the plugin is told: its `[config]` table. May hold secrets, so `Debug` leaves it out.
     pub config: serde_json::Value,
     /// What `plugin check` needs to know: its `[check]` table. Means nothing to the daemon.
@@ -77,6 +80,7 @@ struct File {
     plugin: PathBuf,
     sha256: Option<String>,
     worker_threads: Option<u32>,
+    isolation: Option<String>,
     #[serde(default)]
     config: toml::Table,
     #[serde(default)]
@@ -102,6 +106,7 @@ fn resolve(name: &str, file: File) -> Result<ProviderInstance, Invalid> {
         plugin: file.plugin,
         sha256: file.sha256.map(sha256).transpose()?,
         worker_threads,
+        isolation: isolation(file.isolation.as_deref())?,
         config: json_object(file.config, &["config".to_owned()])?,
         check: json_object(file.check, &["check".to_owned()])?,
     })
@@ -112,6 +117,14 @@ fn is_instance_name(name: &str) -> bool {
     (1..=63).contains(&name.len())
         && name.bytes().all(allowed)
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+}
+
+fn isolation(word: Option<&str>) -> Result<Isolation, Invalid> {
+    match word {
+        None | Some("none") => Ok(Isolation::None),
+        Some("process") => Ok(Isolation::Process),
+        Some(_) => Err(Invalid::new(&["isolation"], "has to be \"none\" or \"process\"")),
+    }
 }
 
 fn sha256(text: String) -> Result<String, Invalid> {
@@ -175,7 +188,7 @@ mod tests {
     #[test]
     fn an_instance_is_its_file() {
         let text = format!(
-            "plugin = \"/usr/lib/p.so\"\nsha256 = \"{}\"\nworker_threads = 2\n\
+            "plugin = \"/usr/lib/p.so\"\nsha256 = \"{}\"\nworker_threads = 2\nisolation = \"process\"\n\
              [config]\nzone = \"a\"\nsince = 2026-01-02\nn = 3\nlist = [1.5, true]\n[config.deep]\nx = 1\n",
             "0Af1".repeat(16)
         );
@@ -183,6 +196,7 @@ mod tests {
         assert_eq!(instance.name, "cloud-1");
         assert_eq!(instance.sha256.as_deref().unwrap(), "0af1".repeat(16));
         assert_eq!(instance.worker_threads, 2);
+        assert_eq!(instance.isolation, Isolation::Process);
         assert_eq!(
             instance.config.to_string(),
             r#"{"deep":{"x":1},"list":[1.5,true],"n":3,"since":"2026-01-02","zone":"a"}"#
@@ -204,6 +218,11 @@ mod tests {
                 "x",
                 "plugin = \"/p\"\nsha256 = \"12\"",
                 "/x.toml:2: sha256: has to be 64 hexadecimal digits, as sha256sum prints them",
+            ),
+            (
+                "x",
+                "plugin = \"/p\"\nisolation = \"vm\"",
+                "/x.toml:2: isolation: has to be \"none\" or \"process\"",
             ),
             (
                 "x",

@@ -26,6 +26,7 @@ use tonic::transport::Server;
 
 pub use self::lock::{StateDir, StateDirError};
 pub use self::notify::Notify;
+pub use self::providers::helper;
 pub use self::socket::{Socket, SocketError};
 pub use self::world::WorldError;
 use crate::config::{Config, ConfigError};
@@ -85,14 +86,15 @@ impl Daemon {
         let listener = socket.listener().map_err(StartError::Listen)?;
         let images = ImageStore::open(image_store(&config));
         let (providers, images) = tokio::join!(providers::load(&config, &state, linked), images);
-        let (providers, images) = (providers?, images?);
+        let ((providers, plugins), images) = (providers?, images?);
         let parts = world::parts(&config, &state, providers, images.clone()).await?;
         let engine =
             Engine::start(engine_config(&config), parts).await.map_err(StartError::Recover)?;
         tracing::info!(sandboxes = engine.sandboxes().len(), "ready");
         Ok(Daemon {
             listener,
-            cri: Cri::new(engine.clone(), images, config.limits.message_bytes),
+            cri: Cri::new(engine.clone(), images, config.limits.message_bytes)
+                .with_plugins(plugins),
             engine,
             shutdown_grace: config.shutdown_grace,
             _socket: socket,

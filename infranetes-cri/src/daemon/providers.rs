@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::future::join_all;
-use infranetes_loader::{Loader, PluginSpec};
+use infranetes_loader::isolation::Helper;
+use infranetes_loader::{LoadedPlugin, Loader, PluginSpec};
 use infranetes_sdk::{LogLevel, PodProvider};
 
 use super::lock::StateDir;
@@ -14,12 +15,20 @@ use crate::config::{Config, ConfigError, ProviderInstance, read_instances};
 /// Provider instances by name: ready, or why not.
 pub(super) type Providers = BTreeMap<String, Result<Arc<dyn PodProvider>, String>>;
 
+/// Those that were loaded, by name.
+pub(super) type Plugins = BTreeMap<String, LoadedPlugin>;
+
+/// The program that runs plugins in processes of their own: this one.
+pub fn helper() -> Helper {
+    Helper::this_program().with_argument("plugin").with_argument("host")
+}
+
 /// Loads what the handlers name and `linked` does not have.
 pub(super) async fn load(
     config: &Config,
     state: &StateDir,
     linked: BTreeMap<String, Arc<dyn PodProvider>>,
-) -> Result<Providers, ConfigError> {
+) -> Result<(Providers, Plugins), ConfigError> {
     let wanted: BTreeSet<&str> =
         config.handlers.values().map(|handler| handler.provider.as_str()).collect();
     let mut instances = read_instances(&config.providers_dir)?;
@@ -31,7 +40,14 @@ pub(super) async fn load(
         let instance = instances.remove(name);
         async move { (name.to_owned(), load_one(config, state, name, instance).await) }
     });
-    providers.extend(join_all(loads).await);
+    let mut plugins = Plugins::new();
+    for (name, loaded) in join_all(loads).await {
+        let provider = loaded.map(|(plugin, pods)| {
+            plugins.insert(name.clone(), plugin);
+            pods
+        });
+        providers.insert(name, provider);
+    }
     for (name, provider) in &providers {
         if let Err(problem) = provider {
             tracing::error!(
@@ -41,7 +57,7 @@ pub(super) async fn load(
             );
         }
     }
-    Ok(providers)
+    Ok((providers, plugins))
 }
 
 async fn load_one(
@@ -49,7 +65,7 @@ async fn load_one(
     state: &StateDir,
     name: &str,
     instance: Option<Result<ProviderInstance, ConfigError>>,
-) -> Result<Arc<dyn PodProvider>, String> {
+) -> Result<(LoadedPlugin, Arc<dyn PodProvider>), String> {
     let instance = match instance {
         None => {
             let file = config.providers_dir.join(format!("{name}.toml"));
@@ -65,15 +81,18 @@ async fn load_one(
         .with_config_json(instance.config.to_string())
         .with_state_dir(directory)
         .with_worker_threads(instance.worker_threads)
+        .with_isolation(instance.isolation)
         .with_log_level(log_level());
     spec.sha256 = instance.sha256;
-    let plugin = Loader::new().load(spec).await.map_err(|error| chain(&error))?;
-    plugin.pods().ok_or_else(|| {
-        format!(
-            "the plugin {} makes no machines: it exports no pod provider",
-            plugin.path().display()
-        )
-    })
+    let loader = Loader::new().with_helper(helper());
+    let plugin = loader.load(spec).await.map_err(|error| chain(&error))?;
+    match plugin.pods() {
+        Some(pods) => Ok((plugin, pods)),
+        None => {
+            let path = plugin.path().display();
+            Err(format!("the plugin {path} makes no machines: it exports no pod provider"))
+        }
+    }
 }
 
 /// What is shown of a plugin's log is decided here; what is louder need not come.

@@ -16,6 +16,7 @@ use clap::{Args, ValueEnum};
 use infranetes_conformance::{ContainerSuite, Line, PodSuite, Report, VolumeSuite};
 use infranetes_cri::chain;
 use infranetes_cri::config::{ProviderInstance, read_instance};
+use infranetes_cri::daemon::helper;
 use infranetes_loader::{LoadError, LoadedPlugin, Loader, PluginSpec};
 use serde_json::{Value, json};
 
@@ -118,10 +119,11 @@ impl Check<'_> {
         if let Some(instance) = self.instance {
             spec = spec
                 .with_config_json(instance.config.to_string())
+                .with_isolation(instance.isolation)
                 .with_worker_threads(instance.worker_threads);
             spec.sha256.clone_from(&instance.sha256);
         }
-        let mut loader = Loader::new();
+        let mut loader = Loader::new().with_helper(helper());
         match std::env::current_exe() {
             Ok(program) => {
                 let arguments = ["plugin", "probe"].map(OsString::from);

@@ -2,6 +2,7 @@
 //! is needed.
 
 mod check;
+mod host;
 mod new;
 mod probe;
 mod subject;
@@ -18,6 +19,9 @@ pub(crate) enum Command {
     /// Opens a plugin and ends: what `check` has a child process do first
     #[command(hide = true)]
     Probe(probe::Arguments),
+    /// Runs a plugin for the daemon at the other end of standard input
+    #[command(hide = true)]
+    Host(host::Arguments),
 }
 
 /// Answers whether all is well; errors are what kept it from finding out.
@@ -26,5 +30,6 @@ pub(crate) fn run(command: Command) -> anyhow::Result<bool> {
         Command::New(arguments) => new::run(&arguments).map(|()| true),
         Command::Check(arguments) => check::run(&arguments),
         Command::Probe(arguments) => probe::run(&arguments),
+        Command::Host(arguments) => host::run(&arguments),
     }
 }

@@ -10,12 +10,14 @@ mod node;
 mod route;
 mod sandboxes;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use infranetes_core::engine::Engine;
 use infranetes_core::ids::{ContainerId, SandboxId};
 use infranetes_core::image::ImageStore;
 use infranetes_core::status::{ContainerStatus, SandboxStatus};
+use infranetes_loader::LoadedPlugin;
 use tonic::Status;
 
 pub use self::route::Services;
@@ -29,12 +31,26 @@ struct Inner {
     engine: Engine,
     images: ImageStore,
     message_bytes: usize,
+    plugins: BTreeMap<String, LoadedPlugin>,
 }
 
 impl Cri {
     /// A server for an engine and its images, whose messages have at most `message_bytes`.
     pub fn new(engine: Engine, images: ImageStore, message_bytes: usize) -> Cri {
-        Cri(Arc::new(Inner { engine, images, message_bytes }))
+        Cri(Arc::new(Inner { engine, images, message_bytes, plugins: BTreeMap::new() }))
+    }
+
+    /// Looks at these plugins, by their instances' names, when it says which handlers are ready.
+    #[must_use]
+    pub fn with_plugins(self, plugins: BTreeMap<String, LoadedPlugin>) -> Cri {
+        let Inner { engine, images, message_bytes, .. } = &*self.0;
+        let (engine, images) = (engine.clone(), images.clone());
+        Cri(Arc::new(Inner { engine, images, message_bytes: *message_bytes, plugins }))
+    }
+
+    /// Why a provider that was loaded cannot be used now.
+    fn problem_of(&self, provider: &str) -> Option<String> {
+        self.0.plugins.get(provider).and_then(LoadedPlugin::problem)
     }
 
     fn engine(&self) -> &Engine {

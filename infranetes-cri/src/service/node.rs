@@ -18,7 +18,10 @@ impl Cri {
     }
 
     pub(super) fn status(&self, request: &v1::StatusRequest) -> v1::StatusResponse {
-        let handlers = self.engine().handlers();
+        let mut handlers = self.engine().handlers();
+        for handler in handlers.iter_mut().filter(|handler| handler.problem.is_none()) {
+            handler.problem = self.problem_of(&handler.provider);
+        }
         let info = if request.verbose {
             convert::runtime_info(env!("CARGO_PKG_VERSION"), &handlers)
         } else {

@@ -58,13 +58,21 @@ pub enum Isolation {
 #[derive(Clone, Debug)]
 pub struct Helper {
     program: PathBuf,
+    name: OsString,
     arguments: Vec<OsString>,
 }
 
 impl Helper {
-    /// The program at a path. Best is the host's own, as `/proc/self/exe`: it is always there, and always of the host's version.
+    /// The program at a path.
     pub fn new(program: impl Into<PathBuf>) -> Helper {
-        Helper { program: program.into(), arguments: Vec::new() }
+        let program = program.into();
+        Helper { name: program.clone().into_os_string(), program, arguments: Vec::new() }
+    }
+
+    /// This very program: always there and always of the host's version, whatever was installed meanwhile.
+    pub fn this_program() -> Helper {
+        let name = std::env::args_os().next().unwrap_or_default();
+        Helper { name, ..Helper::new("/proc/self/exe") }
     }
 
     /// Adds an argument.

@@ -29,6 +29,7 @@ impl Process {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let mut child = Command::new(&helper.program)
+            .arg0(&helper.name)
             .args(&helper.arguments)
             .arg(instance)
             .current_dir("/")
