@@ -4,6 +4,7 @@
 //! never wait for a machine. Stopping and removing what is not there succeeds, as CRI wants it.
 
 mod containers;
+mod deadline;
 mod dispatch;
 mod images;
 mod node;

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::future::Either;
 use tonic::Status;
@@ -10,7 +11,7 @@ use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::server::NamedService;
 
-use super::Cri;
+use super::{Cri, deadline};
 use crate::api::v1::image_service_server::ImageServiceServer;
 use crate::api::v1::runtime_service_server::RuntimeServiceServer;
 
@@ -50,14 +51,32 @@ impl Service<Request> for Services {
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        match service_of(request.uri().path()) {
-            RuntimeServiceServer::<Cri>::NAME => Either::Left(self.runtime.call(request)),
-            ImageServiceServer::<Cri>::NAME => Either::Left(self.images.call(request)),
+        let limit = deadline::of(request.headers());
+        let answer = match service_of(request.uri().path()) {
+            RuntimeServiceServer::<Cri>::NAME => self.runtime.call(request),
+            ImageServiceServer::<Cri>::NAME => self.images.call(request),
             other => {
                 let shown: String = other.chars().take(MAX_SHOWN).collect();
                 let status = Status::unimplemented(format!("there is no service {shown:?} here"));
-                Either::Right(ready(Ok(status.into_http())))
+                return Either::Right(ready(Ok(status.into_http())));
             }
+        };
+        Either::Left(match limit {
+            Some(limit) => Box::pin(within(limit, answer)),
+            None => answer,
+        })
+    }
+}
+
+async fn within(
+    limit: Duration,
+    answer: BoxFuture<Response, Infallible>,
+) -> Result<Response, Infallible> {
+    match tokio::time::timeout(limit, answer).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            let status = Status::deadline_exceeded("the call took longer than its caller allowed");
+            Ok(status.into_http())
         }
     }
 }

@@ -50,23 +50,21 @@ async fn with_tag(c: &mut Context) -> Result<()> {
 
 async fn timeout(c: &mut Context) -> Result<()> {
     c.remove_image(&tagged()).await?;
-    let mut request = Request::new(cri::PullImageRequest {
-        image: Some(image_spec(&tagged())),
-        ..Default::default()
-    });
+    let image = Some(image_spec(&tagged()));
+    let mut request = Request::new(cri::PullImageRequest { image, ..Default::default() });
     request.set_timeout(Duration::from_millis(1));
     match c.client.images.pull_image(request).await {
         Ok(answer) => bail!("it was pulled within a millisecond: {answer:?}"),
         Err(status) => {
-            // Our client's own clock says it with another code.
-            let expired = status.code() == Code::DeadlineExceeded || has_expired(&status);
+            let expired = status.code() == Code::DeadlineExceeded || own_clock_rang(&status);
             ensure!(expired, "it failed otherwise: {status:?}");
         }
     }
     Ok(())
 }
 
-fn has_expired(status: &tonic::Status) -> bool {
+/// Our client gives up by itself, too, and then has another code for it.
+fn own_clock_rang(status: &tonic::Status) -> bool {
     let mut causes = std::iter::successors(status.source(), |cause| (*cause).source());
     causes.any(|cause| cause.is::<tonic::TimeoutExpired>())
 }
