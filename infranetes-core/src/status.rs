@@ -139,6 +139,19 @@ pub struct ContainerStatus {
     pub message: String,
     /// When its layers were in the machine.
     pub image_ready_at: Option<SystemTime>,
+    /// Whom its first process runs as, once the machine said it.
+    pub user: Option<ProcessUser>,
+}
+
+/// Whom a process runs as, by numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessUser {
+    /// The user.
+    pub uid: u32,
+    /// The primary group.
+    pub gid: u32,
+    /// All groups, the primary one included.
+    pub groups: Vec<u32>,
 }
 
 /// Where a container is in its life.

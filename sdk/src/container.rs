@@ -13,7 +13,8 @@ pub use crate::v1::{
     ExecStart, HugepageStats, Image, ImportChunk, ImportProgress, KillContainerRequest, Layer,
     ListContainersRequest, ListContainersResponse, ListImagesRequest, ListImagesResponse, LogChunk,
     LogStream, LogsInput, LogsStart, MissingRequest, MissingResponse, Mount, Namespaces,
-    PidNamespace, Pressure, PressureStats, Process, PullRequest, PullResponse, RemoveImageRequest,
-    Resources, Rlimit, Seccomp, SeccompMode, Security, StatsRequest, StatsResponse,
-    StopContainerRequest, TerminalSize, UpdateContainerRequest, UsageRequest, UsageResponse,
+    PidNamespace, Pressure, PressureStats, Process, ProcessUser, PullRequest, PullResponse,
+    RemoveImageRequest, Resources, Rlimit, Seccomp, SeccompMode, Security, StatsRequest,
+    StatsResponse, StopContainerRequest, TerminalSize, UpdateContainerRequest, UsageRequest,
+    UsageResponse,
 };

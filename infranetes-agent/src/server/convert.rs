@@ -7,8 +7,9 @@ use std::time::Duration;
 use infranetes_agent_protocol::v1::{
     AttachRequest, AttachResponse, ContainerConfig, ContainerStatus, ContainerUsage,
     CreateContainerRequest, ExecExit, ExecRequest, ExecResponse, Image, ImportLayersRequest, Layer,
-    LogChunk, LogsRequest, PidNamespace, SeccompMode, Security, TerminalSize, attach_request,
-    attach_response, exec_request, exec_response, import_layers_request, logs_request,
+    LogChunk, LogsRequest, PidNamespace, ProcessUser, SeccompMode, Security, TerminalSize,
+    attach_request, attach_response, exec_request, exec_response, import_layers_request,
+    logs_request,
 };
 use infranetes_sdk::container as sdk;
 use infranetes_sdk::{ErrorKind, ProviderError};
@@ -299,6 +300,11 @@ pub(super) fn container_status(status: sdk::ContainerStatus) -> ContainerStatus 
         reason: status.reason,
         message: status.message,
         pid: status.pid,
+        user: status.user.map(|user| ProcessUser {
+            uid: user.uid,
+            gid: user.gid,
+            groups: user.groups,
+        }),
     }
 }
 

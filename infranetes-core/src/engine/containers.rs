@@ -320,6 +320,7 @@ impl Containers {
             reason: String::new(),
             message: String::new(),
             image_ready_at: Some(brought.image_ready_at),
+            user: None,
         };
         let changes = vec![
             Change::Put(container::encode(&life)),

@@ -10,7 +10,7 @@ use crate::ids::{ContainerId, MachineId, SandboxId};
 use crate::network::Attachment;
 use crate::session::{AgentIdentity, Ticket};
 use crate::spec::{ContainerSpec, SandboxSpec};
-use crate::status::{ContainerState, ContainerStatus, Phase, Timeline};
+use crate::status::{ContainerState, ContainerStatus, Phase, ProcessUser, Timeline};
 
 /// A sandbox, from the wish to its last trace.
 #[derive(Clone, Debug, PartialEq)]
@@ -134,6 +134,7 @@ pub(crate) struct ContainerLife {
     pub(crate) reason: String,
     pub(crate) message: String,
     pub(crate) image_ready_at: Option<SystemTime>,
+    pub(crate) user: Option<ProcessUser>,
 }
 
 /// How far a container's log is durable on the node.
@@ -164,6 +165,7 @@ impl ContainerLife {
             reason: self.reason.clone(),
             message: self.message.clone(),
             image_ready_at: self.image_ready_at,
+            user: self.user.clone(),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::record::codec::{self, damaged};
 use crate::record::fields::{Nanos, PidModeField, from_nanos, opt_from_nanos, opt_nanos, to_nanos};
 use crate::record::{Entry, RecordError, Table};
 use crate::spec::{ContainerResources, ContainerSpec, MachineMount, SecuritySpec};
-use crate::status::ContainerState;
+use crate::status::{ContainerState, ProcessUser};
 
 /// What status and log rotation need after a restart. Command, arguments, environment and seccomp profile are left out:
 /// they may hold secrets, and the machine knows them.
@@ -33,6 +33,16 @@ struct ContainerRecord {
     /// The first records do not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     wanted_at: Option<Nanos>,
+    /// Likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    process_user: Option<ProcessUserField>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ProcessUserField {
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -126,6 +136,11 @@ pub(crate) fn encode(life: &ContainerLife) -> Entry {
         message: life.message.clone(),
         image_ready_at: opt_nanos(life.image_ready_at),
         wanted_at: opt_nanos(life.wanted_at),
+        process_user: life.user.clone().map(|user| ProcessUserField {
+            uid: user.uid,
+            gid: user.gid,
+            groups: user.groups,
+        }),
     };
     codec::encode(Table::Containers, life.id.as_str(), &record)
 }
@@ -156,6 +171,11 @@ pub(crate) fn decode(entry: &Entry) -> Result<ContainerLife, RecordError> {
         message: record.message,
         image_ready_at: opt_from_nanos(record.image_ready_at),
         wanted_at: opt_from_nanos(record.wanted_at),
+        user: record.process_user.map(|user| ProcessUser {
+            uid: user.uid,
+            gid: user.gid,
+            groups: user.groups,
+        }),
     })
 }
 

@@ -21,6 +21,7 @@ use crate::spec::{
     ContainerResources, Dns, EnvVar, MachineMount, PidMode, PodIdentity, SecuritySpec,
 };
 use crate::stats::StatsSample;
+use crate::status::ProcessUser;
 
 /// Makes agents known to this node and opens sessions to them.
 #[async_trait]
@@ -351,6 +352,8 @@ pub struct ObservedContainer {
     pub reason: String,
     /// A sentence on how it ended.
     pub message: String,
+    /// Whom its first process runs as.
+    pub user: Option<ProcessUser>,
 }
 
 /// What a machine says of a container.

@@ -158,14 +158,22 @@ fn log_path(container: &ContainerStatus, sandbox: Option<&SandboxSpec>) -> Strin
     }
 }
 
-/// Known only if the pod fixed both: else the image decides, and the machine reads it.
+/// What the machine said. Before that it is known only if the pod fixed both: else the image decides.
 fn user(container: &ContainerStatus) -> Option<v1::ContainerUser> {
     let security = &container.spec.security;
-    let (uid, gid) = security.uid.zip(security.gid)?;
-    let supplemental_groups = security.supplemental_groups.clone();
-    Some(v1::ContainerUser {
-        linux: Some(v1::LinuxContainerUser { uid, gid, supplemental_groups }),
-    })
+    let linux = match &container.user {
+        Some(user) => v1::LinuxContainerUser {
+            uid: user.uid.into(),
+            gid: user.gid.into(),
+            supplemental_groups: user.groups.iter().map(|gid| i64::from(*gid)).collect(),
+        },
+        None => {
+            let (uid, gid) = security.uid.zip(security.gid)?;
+            let supplemental_groups = security.supplemental_groups.clone();
+            v1::LinuxContainerUser { uid, gid, supplemental_groups }
+        }
+    };
+    Some(v1::ContainerUser { linux: Some(linux) })
 }
 
 /// Nanoseconds since 1970, as CRI counts time.

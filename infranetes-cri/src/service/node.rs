@@ -35,7 +35,10 @@ impl Cri {
             runtime_handlers: handlers.iter().map(handler).collect(),
             status: Some(v1::RuntimeStatus { conditions: conditions(&handlers) }),
             info,
-            features: Some(v1::RuntimeFeatures::default()),
+            features: Some(v1::RuntimeFeatures {
+                supplemental_groups_policy: true,
+                ..Default::default()
+            }),
         }
     }
 

@@ -14,7 +14,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use infranetes_sdk::v1::{ContainerState, ContainerStatus, CreateContainerRequest, LogStream};
+use infranetes_sdk::v1::{
+    ContainerState, ContainerStatus, CreateContainerRequest, LogStream, ProcessUser,
+};
 use infranetes_sdk::{ProviderError, Result};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -95,10 +97,16 @@ pub(crate) struct Parts {
 
 impl Container {
     pub(crate) fn new(parts: Parts) -> Self {
+        let user = &parts.process.user;
         let status = ContainerStatus {
             id: parts.request.id.clone(),
             state: ContainerState::Created as i32,
             created_unix_ns: now_unix_ns(),
+            user: Some(ProcessUser {
+                uid: user.uid,
+                gid: user.gid,
+                groups: user.additional_gids.clone(),
+            }),
             ..Default::default()
         };
         Self {

@@ -51,6 +51,9 @@ impl Held {
 
     pub(super) fn take(&mut self, seen: &ObservedContainer, told: Told, now: SystemTime) {
         let life = &mut self.life;
+        if let Some(user) = &seen.user {
+            life.user = Some(user.clone());
+        }
         if life.state == ContainerState::Exited {
             return;
         }

@@ -19,6 +19,7 @@ use crate::session::{
     MachineUsage, ObservedContainer, ObservedState, SessionError, WatchEvent,
 };
 use crate::spec::{ContainerResources, MachineMount, PidMode, Seccomp, SecuritySpec};
+use crate::status::ProcessUser;
 
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -286,7 +287,14 @@ fn observed(status: v1::ContainerStatus) -> Result<ObservedContainer, SessionErr
         exit_code: status.exit_code,
         reason: cut(status.reason, WORD_BYTES_MAX),
         message: cut(status.message, SENTENCE_BYTES_MAX),
+        user: status.user.map(process_user),
     })
+}
+
+fn process_user(user: v1::ProcessUser) -> ProcessUser {
+    let mut groups = user.groups;
+    groups.truncate(GROUPS_MAX);
+    ProcessUser { uid: user.uid, gid: user.gid, groups }
 }
 
 pub(super) fn usage(usage: &v1::UsageResponse) -> MachineUsage {
@@ -324,6 +332,8 @@ const IPS_MAX: usize = 32;
 const LOG_BYTES_MAX: usize = 64 * 1024;
 const WORD_BYTES_MAX: usize = 256;
 const SENTENCE_BYTES_MAX: usize = 4096;
+/// What a pod may name and a few of the image.
+const GROUPS_MAX: usize = 1024;
 
 #[cfg(test)]
 mod tests {

@@ -105,6 +105,7 @@ fn observed((id, (state, exit_code)): (&ContainerId, &(ObservedState, i32))) -> 
         exit_code: *exit_code,
         reason: if ended { "Error".to_owned() } else { String::new() },
         message: String::new(),
+        user: None,
     }
 }
 
