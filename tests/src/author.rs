@@ -28,24 +28,26 @@ impl Workshop {
         self.dir.path()
     }
 
-    /// Where cargo builds here.
-    pub fn target(&self) -> &Path {
-        &self.target
-    }
-
     /// Makes a crate that builds against this checkout, with the versions of dependencies that this checkout has.
     pub fn new_crate(&self, name: &str) -> Result<PathBuf> {
         let checkout = checkout();
         self.cri(["plugin", "new", name, "--sdk-path", &checkout.to_string_lossy()])?;
         let dir = self.path().join(name);
-        self.lock(&dir)?;
+        self.settle(&dir)?;
         Ok(dir)
     }
 
-    /// Gives a crate this checkout's versions of dependencies, so that nothing has to be fetched.
-    pub fn lock(&self, dir: &Path) -> Result<()> {
-        fs::copy(checkout().join("Cargo.lock"), dir.join("Cargo.lock"))
-            .context("copy Cargo.lock")?;
+    /// Gives a crate what it lacks of this checkout's versions of dependencies, so that nothing has to be fetched, and of
+    /// the place where all crates here build.
+    pub fn settle(&self, dir: &Path) -> Result<()> {
+        if !dir.join("Cargo.lock").exists() {
+            fs::copy(checkout().join("Cargo.lock"), dir.join("Cargo.lock"))
+                .context("cannot copy Cargo.lock")?;
+        }
+        if !dir.join("target").is_symlink() {
+            fs::create_dir_all(&self.target)?;
+            std::os::unix::fs::symlink(&self.target, dir.join("target"))?;
+        }
         Ok(())
     }
 
@@ -86,7 +88,7 @@ impl Workshop {
         command
             .current_dir(dir)
             .env("PATH", std::env::join_paths(paths).unwrap_or_default())
-            .env("CARGO_TARGET_DIR", &self.target)
+            .env_remove("CARGO_TARGET_DIR")
             .env("INFRANETES", checkout())
             .stdin(Stdio::null());
         command

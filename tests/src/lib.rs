@@ -18,4 +18,5 @@ pub mod node;
 pub mod registry;
 pub mod sim;
 pub mod stuck_kernel;
+pub mod tutorial;
 pub mod wait;

@@ -2,8 +2,9 @@
 
 use std::fs;
 
-use infranetes_tests::author::{Workshop, target_dir};
+use infranetes_tests::author::{Workshop, checkout, target_dir};
 use infranetes_tests::node::Programs;
+use infranetes_tests::tutorial;
 
 #[test]
 fn a_new_provider_is_clean_keeps_its_promises_and_loads() {
@@ -31,12 +32,9 @@ fn a_broken_promise_is_named_and_fails_the_check() {
     assert_ne!(source, lie);
     fs::write(&lib, lie).unwrap();
     workshop.cargo(&dir, ["build"]).unwrap();
-    let file = workshop.target().join("debug/libliar.so");
-    let check = format!(
-        "infranetes-cri plugin check {} --config liar.toml --json report.json",
-        file.display()
-    );
-    let output = workshop.shell(&dir, &check).unwrap();
+    let check =
+        "infranetes-cri plugin check target/debug/libliar.so --config liar.toml --json report.json";
+    let output = workshop.shell(&dir, check).unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("describe grants quota, it answers Unsupported"), "{said}");
@@ -49,6 +47,13 @@ fn a_broken_promise_is_named_and_fails_the_check() {
     let broken: Vec<_> = lines.iter().filter(|line| line["verdict"] == "broken").collect();
     assert_eq!(broken.len(), 1);
     assert_eq!(broken[0]["name"], "pod/describe/honest");
+}
+
+#[test]
+fn the_tutorial_is_true() {
+    let page = fs::read_to_string(checkout().join("docs/writing-a-provider.md")).unwrap();
+    let workshop = Workshop::new(&programs(), target_dir().unwrap()).unwrap();
+    tutorial::follow(&page, &workshop).unwrap();
 }
 
 fn programs() -> Programs {

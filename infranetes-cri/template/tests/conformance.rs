@@ -10,7 +10,7 @@ use @CRATE@::{Config, Provider};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_provider_keeps_its_promises() {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("promises");
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(env!("CARGO_PKG_NAME"));
     std::fs::create_dir_all(&directory).expect("a directory for the servers");
     let host = Host::new("test", Some(directory), Arc::new(TracingServices));
     let providers = Provider::start(host, Config { boot_ms: 20 }).await;
