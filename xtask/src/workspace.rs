@@ -24,6 +24,17 @@ pub(crate) struct Package {
     pub(crate) dependencies: Vec<Dependency>,
     /// `Some` and empty when it must not be published.
     pub(crate) publish: Option<Vec<String>>,
+    #[serde(default)]
+    pub(crate) description: Option<String>,
+    #[serde(default)]
+    pub(crate) license: Option<String>,
+    #[serde(default)]
+    pub(crate) keywords: Vec<String>,
+    #[serde(default)]
+    pub(crate) categories: Vec<String>,
+    /// `[package.metadata]`.
+    #[serde(default)]
+    pub(crate) metadata: serde_json::Value,
     pub(crate) targets: Vec<Target>,
 }
 
@@ -31,6 +42,9 @@ pub(crate) struct Package {
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Dependency {
     pub(crate) name: String,
+    /// The versions that it may have.
+    #[serde(default)]
+    pub(crate) req: String,
     /// Absent for ordinary dependencies, else "dev" or "build".
     pub(crate) kind: Option<String>,
     /// Only dependencies of this workspace have one.

@@ -59,10 +59,30 @@ fn check_duties(root: &Path, package: &Package, map: &Map) -> Vec<String> {
             findings.push(format!("{} begins without a doc", target.src_path.display()));
         }
     }
-    if package.is_published() && !package.dir().join("README.md").is_file() {
-        findings.push("is published, but has no README.md".to_owned());
+    if package.is_published() {
+        findings.extend(lacks(package).map(|it| format!("is published, but has no {it}")));
     }
     findings
+}
+
+/// What a registry, docs.rs or those who depend on a package miss of it.
+fn lacks(package: &Package) -> impl Iterator<Item = String> {
+    let duties = [
+        (package.dir().join("README.md").is_file(), "README.md"),
+        // A link to the one of this repository: a package carries its own.
+        (package.dir().join("LICENSE").is_file(), "LICENSE"),
+        (package.description.is_some(), "description"),
+        (package.license.is_some(), "license"),
+        ((1..=5).contains(&package.keywords.len()), "keywords (one to five)"),
+        ((1..=5).contains(&package.categories.len()), "categories"),
+        (package.metadata["docs"]["rs"].is_object(), "[package.metadata.docs.rs]"),
+    ];
+    // A dev-dependency without one is left out of the package, which is what an unpublished crate needs.
+    let needed = package.dependencies.iter().filter(|it| it.kind.as_deref() != Some("dev"));
+    let without = needed.filter(|it| it.path.is_some() && it.req == "*");
+    let versions: Vec<_> = without.map(|it| format!("version for {}", it.name)).collect();
+    let missing = duties.into_iter().filter(|(is_there, _)| !is_there);
+    missing.map(|(_, what)| what.to_owned()).chain(versions)
 }
 
 /// The workspace's lints; a crate that is at home with `unsafe` cannot take those, and has a table of its own.
@@ -113,6 +133,15 @@ mod tests {
         assert!(takes_lints("[lints.rust]\nmissing_docs = \"warn\"\n", true));
     }
 
+    #[test]
+    fn a_package_that_is_published_is_complete() {
+        let mut package = package("sdk", None);
+        package.dependencies[0].req = "*".to_owned();
+        let found: Vec<String> = lacks(&package).collect();
+        assert_eq!(found.len(), 8, "{found:?}");
+        assert_eq!(found[7], "version for sdk");
+    }
+
     fn package(dependency: &str, kind: Option<&str>) -> Package {
         Package {
             name: "core".to_owned(),
@@ -120,9 +149,15 @@ mod tests {
             dependencies: vec![Dependency {
                 name: dependency.to_owned(),
                 kind: kind.map(str::to_owned),
+                req: "^1".to_owned(),
                 path: Some(PathBuf::from("/w").join(dependency)),
             }],
             publish: None,
+            description: None,
+            license: None,
+            keywords: Vec::new(),
+            categories: Vec::new(),
+            metadata: serde_json::Value::Null,
             targets: Vec::new(),
         }
     }
