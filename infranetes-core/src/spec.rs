@@ -182,6 +182,35 @@ pub struct ContainerResources {
     pub hugepage_limits: BTreeMap<String, u64>,
 }
 
+impl ContainerResources {
+    /// These limits with others over them; what the others do not say stays. Less than nothing takes a memory limit away.
+    pub fn changed_by(&self, new: &ContainerResources) -> ContainerResources {
+        fn or<T: Default + PartialEq + Clone>(new: &T, old: &T) -> T {
+            if *new == T::default() { old.clone() } else { new.clone() }
+        }
+        let memory = |new: i64, old: i64| or(&new, &old).max(0);
+        let mut changed = ContainerResources {
+            cpu_shares: or(&new.cpu_shares, &self.cpu_shares),
+            cpu_quota_us: or(&new.cpu_quota_us, &self.cpu_quota_us),
+            cpu_period_us: or(&new.cpu_period_us, &self.cpu_period_us),
+            cpuset_cpus: or(&new.cpuset_cpus, &self.cpuset_cpus),
+            cpuset_mems: or(&new.cpuset_mems, &self.cpuset_mems),
+            memory_limit_bytes: memory(new.memory_limit_bytes, self.memory_limit_bytes),
+            memory_swap_limit_bytes: memory(
+                new.memory_swap_limit_bytes,
+                self.memory_swap_limit_bytes,
+            ),
+            oom_score_adj: or(&new.oom_score_adj, &self.oom_score_adj),
+            pids_limit: or(&new.pids_limit, &self.pids_limit),
+            unified: self.unified.clone(),
+            hugepage_limits: self.hugepage_limits.clone(),
+        };
+        changed.unified.extend(new.unified.clone());
+        changed.hugepage_limits.extend(new.hugepage_limits.clone());
+        changed
+    }
+}
+
 /// Who a container runs as and what it may do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SecuritySpec {

@@ -39,7 +39,7 @@ pub struct MachineStats {
     pub memory: Option<MemoryStats>,
     /// Waiting for disks.
     pub io_pressure: Option<PressureStats>,
-    /// Interfaces, without loopback.
+    /// Interfaces; loopback only where there is no other.
     pub networks: Vec<NetworkStats>,
     /// Name of the one with the default route, or empty.
     pub default_network: String,

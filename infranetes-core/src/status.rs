@@ -110,6 +110,34 @@ pub struct Timeline {
     pub ready: Option<SystemTime>,
 }
 
+/// A change of a sandbox or a container, and how its pod is right after.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Id of the sandbox or container that changed.
+    pub id: String,
+    /// What happened.
+    pub kind: EventKind,
+    /// When the node knew.
+    pub at: SystemTime,
+    /// Its sandbox; of one that is gone, how it was last.
+    pub sandbox: Option<SandboxStatus>,
+    /// The containers that the sandbox has.
+    pub containers: Vec<ContainerStatus>,
+}
+
+/// What can happen to a sandbox or a container, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EventKind {
+    /// It is there; of a sandbox: it is listed.
+    Created,
+    /// It runs; of a sandbox: it is ready.
+    Started,
+    /// It ended; of a sandbox: no container of it can run any more.
+    Stopped,
+    /// It is forgotten.
+    Deleted,
+}
+
 /// A container as it is now.
 #[derive(Clone, Debug)]
 pub struct ContainerStatus {

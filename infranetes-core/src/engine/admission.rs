@@ -47,6 +47,8 @@ pub(crate) enum ContainerWish {
     Stop,
     Remove,
     ReopenLog,
+    /// New limits.
+    Update,
 }
 
 /// The answer.
@@ -108,7 +110,7 @@ pub(crate) fn admit(standing: Standing, wish: SandboxWish) -> Admission {
 /// What a container does with a wish.
 pub(crate) fn admit_container(standing: ContainerStanding, wish: ContainerWish) -> Admission {
     use ContainerStanding::{Created, Exited, Removing, Running, Starting, Stopping};
-    use ContainerWish::{Remove, ReopenLog, Start, Stop};
+    use ContainerWish::{Remove, ReopenLog, Start, Stop, Update};
     match (standing, wish) {
         (Created, Start) => Accept,
         (Starting, Start) => Join,
@@ -129,6 +131,11 @@ pub(crate) fn admit_container(standing: ContainerStanding, wish: ContainerWish) 
 
         (Starting | Running | Stopping, ReopenLog) => Accept,
         (Created | Exited | Removing, ReopenLog) => Deny(Denial::NotRunning),
+
+        (Created | Running, Update) => Accept,
+        (Starting, Update) => Deny(Denial::BeingStarted),
+        (Stopping | Exited, Update) => Deny(Denial::NotRunning),
+        (Removing, Update) => Deny(Denial::BeingRemoved),
     }
 }
 

@@ -1,20 +1,28 @@
 //! What the whole node knows at any moment: read by lists, written by the tasks that own the sandboxes.
 
+mod counters;
+mod events;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::counters::Counters;
+pub use self::events::Events;
+use self::events::{Teller, Told, farewell, news};
+use crate::engine::parts::WallClock;
 use crate::error::EngineError;
 use crate::ids::{ContainerId, SandboxId};
 use crate::session::AgentSession;
-use crate::spec::ContainerSpec;
+use crate::spec::{ContainerResources, ContainerSpec, SandboxResources};
 use crate::status::{ContainerStatus, SandboxStatus};
 
 /// The board. Locks are held for a lookup or a clone, never over a wait.
-#[derive(Default)]
 pub(crate) struct Board {
     inner: RwLock<Inner>,
+    counters: Counters,
+    teller: Teller,
 }
 
 #[derive(Default)]
@@ -34,6 +42,7 @@ struct Posted {
     status: Option<SandboxStatus>,
     /// Name of the machine that it owns, from the intent on; the orphan sweep keeps off it.
     machine: Option<String>,
+    told: Told,
 }
 
 /// The way to the task that owns a sandbox.
@@ -53,6 +62,9 @@ pub(crate) enum Request {
     Remove(Reply<()>),
     CreateContainer(Box<ContainerSpec>, Reply<ContainerId>),
     Container(ContainerId, ContainerRequest, Reply<()>),
+    UpdateContainer(ContainerId, Box<ContainerResources>, Reply<()>),
+    /// What the pod asks for now, and what its machine needs on top; `None` leaves either as it is.
+    Resize(Option<SandboxResources>, Option<SandboxResources>, Reply<()>),
     /// Its machine may be gone: look.
     Doubt,
 }
@@ -67,6 +79,20 @@ pub(crate) enum ContainerRequest {
 }
 
 impl Board {
+    pub(crate) fn new(clock: Arc<dyn WallClock>) -> Self {
+        Self { inner: RwLock::default(), counters: Counters::default(), teller: Teller::new(clock) }
+    }
+
+    /// Every change from now on.
+    pub(crate) fn events(&self) -> Result<Events, EngineError> {
+        self.teller.subscribe()
+    }
+
+    /// Ends all streams of changes.
+    pub(crate) fn end_events(&self) {
+        self.teller.end();
+    }
+
     /// The task for this key: the one there is, or the one that `make` begins.
     pub(crate) fn enter(
         &self,
@@ -81,14 +107,26 @@ impl Board {
         }
         let (id, door) = make();
         inner.by_key.insert(key.clone(), id.clone());
-        let posted = Posted { door: door.clone(), key: key.clone(), status: None, machine: None };
+        let posted = Posted {
+            door: door.clone(),
+            key: key.clone(),
+            status: None,
+            machine: None,
+            told: Told::default(),
+        };
         inner.sandboxes.insert(id.clone(), posted);
         (id, door)
     }
 
     /// A task that nobody meets under its key any more: its sandbox is being removed.
     pub(crate) fn enter_unnamed(&self, id: SandboxId, door: Door) {
-        let posted = Posted { door, key: Key::default(), status: None, machine: None };
+        let posted = Posted {
+            door,
+            key: Key::default(),
+            status: None,
+            machine: None,
+            told: Told::default(),
+        };
         self.write().sandboxes.insert(id, posted);
     }
 
@@ -107,9 +145,15 @@ impl Board {
     }
 
     pub(crate) fn post(&self, status: SandboxStatus, machine: Option<String>) {
-        if let Some(posted) = self.write().sandboxes.get_mut(&status.id) {
-            posted.status = Some(status);
-            posted.machine = machine;
+        let mut inner = self.write();
+        let Some(posted) = inner.sandboxes.get_mut(&status.id) else { return };
+        let news = posted.told.advance(&status);
+        // How an earlier process of the node left it is no news.
+        let resumed = posted.status.is_none();
+        posted.status = Some(status.clone());
+        posted.machine = machine;
+        if !resumed {
+            self.teller.sandbox(&inner, &status, &news);
         }
     }
 
@@ -125,8 +169,18 @@ impl Board {
     pub(crate) fn remove(&self, id: &SandboxId) {
         self.release_key(id);
         let mut inner = self.write();
-        inner.sandboxes.remove(id);
-        inner.containers.retain(|_, container| container.sandbox != *id);
+        let own = |one: &&ContainerStatus| one.sandbox == *id;
+        let containers: Vec<_> = inner.containers.values().filter(own).cloned().collect();
+        for container in containers {
+            inner.containers.remove(&container.id);
+            self.teller.container(&inner, &container, farewell(&container));
+        }
+        if let Some(posted) = inner.sandboxes.remove(id)
+            && let Some(status) = &posted.status
+        {
+            self.teller.sandbox(&inner, status, posted.told.end());
+        }
+        self.counters.forget_sandbox(id, &inner);
     }
 
     pub(crate) fn sandbox(&self, id: &SandboxId) -> Option<SandboxStatus> {
@@ -159,15 +213,34 @@ impl Board {
     }
 
     pub(crate) fn post_container(&self, status: ContainerStatus) {
-        self.write().containers.insert(status.id.clone(), status);
+        let mut inner = self.write();
+        self.counters.begin(&status);
+        let old = inner.containers.insert(status.id.clone(), status.clone());
+        self.teller.container(&inner, &status, &news(old.as_ref(), &status));
+    }
+
+    /// Shows a container of the record, which is no news.
+    pub(crate) fn restore_container(&self, status: ContainerStatus) {
+        let mut inner = self.write();
+        self.counters.begin(&status);
+        inner.containers.insert(status.id.clone(), status);
     }
 
     pub(crate) fn remove_container(&self, id: &ContainerId) {
-        self.write().containers.remove(id);
+        let mut inner = self.write();
+        if let Some(last) = inner.containers.remove(id) {
+            self.teller.container(&inner, &last, farewell(&last));
+            self.counters.forget_container(id, &last.sandbox);
+        }
     }
 
     pub(crate) fn container(&self, id: &ContainerId) -> Option<ContainerStatus> {
         self.read().containers.get(id).cloned()
+    }
+
+    pub(crate) fn containers_of(&self, id: &SandboxId) -> Vec<ContainerStatus> {
+        let own = |one: &&ContainerStatus| one.sandbox == *id;
+        self.read().containers.values().filter(own).cloned().collect()
     }
 
     pub(crate) fn containers(&self) -> Vec<ContainerStatus> {

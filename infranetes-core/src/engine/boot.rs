@@ -20,7 +20,7 @@ use crate::engine::node::{Node, spread};
 use crate::engine::retry::{Backoff, Verdict, is_uncertain, may_pass, verdict};
 use crate::engine::timeouts::{CREATE_CALLS_MAX, SETTLE, poll_pause};
 use crate::error::{Cause, EngineError, FailureKind};
-use crate::spec::SandboxResources;
+use crate::spec::{SandboxResources, SandboxSpec};
 
 /// Why a boot does not go on.
 #[derive(Debug)]
@@ -122,17 +122,23 @@ async fn planned(
     }
 }
 
-fn plan_request(life: &Life, handler: &HandlerConfig) -> PlanRequest {
+/// How large a pod's machine has to be: thousandths of a CPU, and bytes of memory.
+pub(crate) fn size(spec: &SandboxSpec, handler: &HandlerConfig) -> (u64, u64) {
     let said = |wish: u64, default: u64| if wish == 0 { default } else { wish };
     let sum = |of: fn(&SandboxResources) -> u64| {
-        said(of(&life.spec.resources), of(&handler.default_resources))
-            .saturating_add(said(of(&life.spec.overhead), of(&handler.default_overhead)))
+        said(of(&spec.resources), of(&handler.default_resources))
+            .saturating_add(said(of(&spec.overhead), of(&handler.default_overhead)))
     };
+    (sum(|resources| resources.cpu_millis), sum(|resources| resources.memory_bytes))
+}
+
+fn plan_request(life: &Life, handler: &HandlerConfig) -> PlanRequest {
+    let (cpu_millis, memory_bytes) = size(&life.spec, handler);
     let allowed = |(name, _): &(&String, &String)| handler.allowed_annotations.contains(*name);
     let annotations = life.spec.annotations.iter().filter(allowed);
     PlanRequest {
-        cpu_millis: sum(|resources| resources.cpu_millis),
-        memory_bytes: sum(|resources| resources.memory_bytes),
+        cpu_millis,
+        memory_bytes,
         gpus: 0,
         architecture: String::new(),
         machine_type: handler.machine_type.clone(),

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use infranetes_sdk::pod::{
     Addresses, AddressesRequest, ConsoleRequest, CreateRequest, DescribePodRequest, DestroyRequest,
     EventsRequest, GetRequest, ListRequest, Machine, MachineEvent, PlanRequest, PlanResponse,
-    PodCapabilities,
+    PodCapabilities, ResizeRequest,
 };
 use infranetes_sdk::{BoxStream, CallContext, ErrorKind, PodProvider, ProviderError};
 use tokio::time::timeout;
@@ -63,6 +63,10 @@ impl Calls {
             Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
             answer => answer.map(|_| ()),
         }
+    }
+
+    pub(crate) async fn resize(&self, request: ResizeRequest) -> Result<Machine, ProviderError> {
+        self.bounded("resize a machine", self.provider.resize(self.context(""), request)).await
     }
 
     /// What happens to machines, from now on. `Unsupported` where the provider does not tell.

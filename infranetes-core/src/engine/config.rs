@@ -18,6 +18,8 @@ pub struct EngineConfig {
     pub handlers: BTreeMap<String, HandlerConfig>,
     /// The most machines that are being created at once.
     pub concurrent_creates: usize,
+    /// How often machines tell what they use; a second to an hour.
+    pub stats_period: Duration,
 }
 
 /// A RuntimeClass handler: a provider and the shape of its machines.
@@ -82,6 +84,11 @@ impl Default for PhaseTimeouts {
 }
 
 impl EngineConfig {
+    /// The shortest period of samples.
+    pub const STATS_PERIOD_MIN: Duration = Duration::from_secs(1);
+    /// The longest period of samples.
+    pub const STATS_PERIOD_MAX: Duration = Duration::from_secs(3600);
+
     /// Says what is wrong with it, if anything is.
     pub fn check(&self) -> Result<(), EngineError> {
         for (field, value) in [("cluster", &self.cluster), ("node", &self.node)] {
@@ -96,6 +103,12 @@ impl EngineConfig {
             return Err(EngineError::Invalid {
                 field: "concurrent_creates".to_owned(),
                 problem: "without one there is never a machine".to_owned(),
+            });
+        }
+        if !(Self::STATS_PERIOD_MIN..=Self::STATS_PERIOD_MAX).contains(&self.stats_period) {
+            return Err(EngineError::Invalid {
+                field: "stats_period".to_owned(),
+                problem: "it has to be between 1s and 1h".to_owned(),
             });
         }
         self.handlers.iter().try_for_each(|(name, handler)| handler.timeouts.check(name))

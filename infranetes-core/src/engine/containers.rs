@@ -7,6 +7,7 @@
 mod bring;
 mod held;
 mod observed;
+mod update;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ use crate::error::{Cause, EngineError, FailureKind};
 use crate::ids::{ContainerId, SandboxId};
 use crate::record::{Change, Table, container};
 use crate::session::AgentSession;
-use crate::spec::ContainerSpec;
+use crate::spec::{ContainerResources, ContainerSpec};
 use crate::status::ContainerState;
 
 /// The containers of a sandbox.
@@ -50,6 +51,8 @@ struct Held {
     pump: Option<RunningPump>,
     doing: Option<Doing>,
     exited: watch::Sender<bool>,
+    /// Who waits for new limits.
+    updating: Option<Reply<()>>,
 }
 
 struct RunningPump {
@@ -75,6 +78,7 @@ struct Coming {
 pub(crate) enum Done {
     Brought(ContainerId, Result<Brought, EngineError>),
     Did(ContainerId, ContainerWish, Result<(), EngineError>),
+    Updated(ContainerId, Box<ContainerResources>, Result<(), EngineError>),
     /// A pump ended; `true` when it may be begun again.
     Pumped(ContainerId, bool),
     Discarded,
@@ -106,7 +110,7 @@ impl Containers {
 
     pub(crate) fn publish_all(&self) {
         for held in self.held.values() {
-            self.node.board.post_container(held.life.status());
+            self.node.board.restore_container(held.life.status());
         }
     }
 
@@ -279,6 +283,7 @@ impl Containers {
         match done {
             Done::Brought(id, result) => self.brought(id, result, session).await,
             Done::Did(id, wish, result) => self.did(&id, wish, result).await,
+            Done::Updated(id, resources, result) => self.updated(&id, &resources, result).await,
             Done::Pumped(id, again) => {
                 if let Some(held) = self.held.get_mut(&id) {
                     held.pump = None;

@@ -32,6 +32,7 @@ mod admission;
 mod board;
 mod boot;
 mod calls;
+mod collect;
 mod config;
 mod connect;
 mod container_plan;
@@ -41,6 +42,7 @@ mod link;
 mod log_pump;
 mod naming;
 mod node;
+mod observe;
 mod parts;
 mod plan;
 mod retry;
@@ -53,6 +55,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+pub use board::Events;
 pub use config::{EngineConfig, HandlerConfig, HandlerNetwork, PhaseTimeouts};
 pub use parts::{EngineParts, Entropy, HandlerStatus, ImageSource, ResolvedImage, WallClock};
 use tokio::sync::{Semaphore, oneshot};
@@ -331,6 +334,7 @@ impl Engine {
     /// Takes no new wishes, lets running calls end within `grace`, and leaves every machine as it is.
     pub async fn shutdown(&self, grace: Duration) {
         self.closing.store(true, Ordering::SeqCst);
+        self.node.board.end_events();
         let all = u32::try_from(CALLS_MAX).unwrap_or(u32::MAX);
         let _ = timeout(grace, self.calls.acquire_many(all)).await;
         self.node.abort();

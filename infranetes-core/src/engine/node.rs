@@ -29,7 +29,8 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new(config: EngineConfig, parts: EngineParts) -> Self {
         let creates = Semaphore::new(config.concurrent_creates);
-        Self { config, parts, creates, board: Board::default(), tasks: Mutex::default() }
+        let board = Board::new(parts.clock.clone());
+        Self { config, parts, creates, board, tasks: Mutex::default() }
     }
 
     /// Begins a task that lives as long as the engine.

@@ -390,7 +390,11 @@ impl Request {
     pub(crate) fn refuse(self, error: &EngineError) {
         match self {
             Self::Run(reply) => drop(reply.send(Err(error.echo()))),
-            Self::Stop(reply) | Self::Remove(reply) | Self::Container(_, _, reply) => {
+            Self::Stop(reply)
+            | Self::Remove(reply)
+            | Self::Container(_, _, reply)
+            | Self::UpdateContainer(_, _, reply)
+            | Self::Resize(_, _, reply) => {
                 drop(reply.send(Err(error.echo())));
             }
             Self::CreateContainer(_, reply) => drop(reply.send(Err(error.echo()))),

@@ -29,6 +29,10 @@ pub(crate) const QUIESCE_LOGS: Duration = Duration::from_secs(5);
 
 /// One call to an agent that does not wait for a program.
 pub(crate) const AGENT_CALL: Duration = Duration::from_secs(10);
+/// New limits for a container: the kernel may have to take memory back first.
+pub(crate) const UPDATE: Duration = Duration::from_secs(30);
+/// The least time between two samples that are taken from one machine.
+pub(crate) const SAMPLE_GAP: Duration = Duration::from_millis(200);
 /// One attempt to enrol or to connect.
 pub(crate) const AGENT_DIAL: Duration = Duration::from_secs(8);
 /// A new certificate for an agent: two calls.
@@ -128,6 +132,8 @@ mod tests {
             ("agent call < bind", AGENT_CALL, phases.bind),
             ("agent call < enrol", AGENT_CALL, phases.enrol),
             ("agent call < container call", AGENT_CALL + EXIT_SEEN, CONTAINER_CALL),
+            ("update < container call", UPDATE, CONTAINER_CALL),
+            ("sample gap < agent call", SAMPLE_GAP, AGENT_CALL),
             ("container call < kubelet", CONTAINER_CALL, KUBELET_CALL),
             ("create container < kubelet", CREATE_CONTAINER_CALL, KUBELET_CALL),
             ("stop < kubelet", STOP_CALL, KUBELET_CALL),

@@ -130,6 +130,11 @@ impl ImageStore {
         }
     }
 
+    /// The store's directory.
+    pub fn root(&self) -> std::path::PathBuf {
+        self.shared.layout.root.clone()
+    }
+
     /// Removes an image with all its names; removing one that is not there succeeds.
     ///
     /// Layers that no other image has are deleted, those that somebody holds as soon as they are let go.

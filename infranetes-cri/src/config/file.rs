@@ -81,6 +81,7 @@ pub(super) struct Endpoint {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Agent {
     pub(super) certificate_lifetime: Option<String>,
+    pub(super) stats_period: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -45,6 +45,8 @@ pub struct Config {
     pub images: Images,
     /// How long an agent's certificate is good for.
     pub agent_certificate_lifetime: Duration,
+    /// How often machines tell what they use.
+    pub agent_stats_period: Duration,
     /// How long calls that run may go on when the daemon is told to end.
     pub shutdown_grace: Duration,
     /// Bounds.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use infranetes_core::engine::{HandlerConfig, HandlerNetwork, PhaseTimeouts};
+use infranetes_core::engine::{EngineConfig, HandlerConfig, HandlerNetwork, PhaseTimeouts};
 use infranetes_core::image::{
     Endpoint, EndpointCredentials, Reference, RegistriesConfig, RegistryConfig,
 };
@@ -30,6 +30,12 @@ pub(super) fn resolve(file: file::File) -> Result<Config> {
             file.agent.certificate_lifetime,
             CERTIFICATE_LIFETIME,
             Duration::from_secs(600)..=Duration::from_secs(30 * 24 * 3600),
+        )?,
+        agent_stats_period: duration(
+            &["agent", "stats_period"],
+            file.agent.stats_period,
+            STATS_PERIOD,
+            EngineConfig::STATS_PERIOD_MIN..=EngineConfig::STATS_PERIOD_MAX,
         )?,
         shutdown_grace: duration(
             &["shutdown_grace"],
@@ -320,6 +326,7 @@ const PROVIDERS_DIR: &str = "/etc/infranetes/providers.d";
 const CLUSTER: &str = "default";
 const SHUTDOWN_GRACE: &str = "10s";
 const CERTIFICATE_LIFETIME: &str = "24h";
+const STATS_PERIOD: &str = "10s";
 const CPU: &str = "1";
 const MEMORY: &str = "512Mi";
 const OVERHEAD_CPU: &str = "0";

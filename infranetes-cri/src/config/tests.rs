@@ -204,6 +204,7 @@ fn a_wrong_file_is_refused_with_line_and_hint() {
             "c.toml:2: limits.message_mib: 9999 is not between 1 and 256",
         ),
         ("[limits]\nconcurrent_creates = -1".into(), "c.toml:2: "),
+        ("[agent]\nstats_period = \"10ms\"".into(), "c.toml:2: agent.stats_period: "),
         ("[agent]\ncertificate_lifetime = \"1s\"".into(), "c.toml:2: agent.certificate_lifetime: "),
         ("[log]\nlevel = \"loud=very=much\"".into(), "c.toml:2: log.level: "),
         (

@@ -151,6 +151,7 @@ fn engine_config(config: &Config) -> EngineConfig {
         node: config.node.clone(),
         handlers: config.handlers.clone(),
         concurrent_creates: config.limits.concurrent_creates,
+        stats_period: config.agent_stats_period,
     }
 }
 

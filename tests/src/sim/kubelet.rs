@@ -118,6 +118,7 @@ impl Kubelet {
         };
         let Some(machine) = status.machine else { return self.ended_alone(sandbox).await };
         let running = Running { sandbox: sandbox.clone(), machine: machine.id.0, container };
+        let mut used_ns = 0;
         for _ in 0..1 + self.random.below(4) {
             sleep(Duration::from_millis(self.random.below(20_000))).await;
             self.world.fleet.write_something();
@@ -131,9 +132,42 @@ impl Kubelet {
                     }
                 })
                 .await;
+            used_ns = self.has_not_gone_back(&running.container, used_ns).await;
+            self.changes_limits(&running.container).await;
         }
         self.is_undisturbed(&running).await;
         self.stop_container(&running).await;
+    }
+
+    /// Figures may be missing after a crash, until the machine told again; what is shown never goes back.
+    async fn has_not_gone_back(&self, container: &ContainerId, before_ns: u64) -> u64 {
+        let counted = self.engine().await.container_stats(container);
+        let Some(counted) = counted else { return before_ns };
+        let now_ns = counted.stats.cpu.usage_ns;
+        if now_ns < before_ns {
+            self.broken(&format!("CPU time went back from {before_ns} to {now_ns}"));
+        }
+        now_ns
+    }
+
+    /// Limits that were said to hold are shown, over crashes too.
+    async fn changes_limits(&mut self, container: &ContainerId) {
+        let cpu_shares = 2 + self.random.below(1000);
+        let resources = ContainerResources { cpu_shares, ..ContainerResources::default() };
+        let answer = self
+            .call("update container", CALL_LIMIT, |engine| {
+                let (id, resources) = (container.clone(), resources.clone());
+                async move { engine.update_container(&id, resources).await }
+            })
+            .await;
+        if answer.is_err() {
+            return;
+        }
+        sleep(Duration::from_millis(self.random.below(2000))).await;
+        let shown = self.engine().await.container(container);
+        if shown.is_none_or(|status| status.spec.resources.cpu_shares != cpu_shares) {
+            self.broken("limits that were said to hold are not shown");
+        }
     }
 
     async fn is_undisturbed(&self, running: &Running) {

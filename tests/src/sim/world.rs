@@ -262,6 +262,7 @@ fn config() -> EngineConfig {
         node: "node-1".to_owned(),
         handlers: BTreeMap::from([(String::new(), handler)]),
         concurrent_creates: 2,
+        stats_period: std::time::Duration::from_secs(10),
     }
 }
 

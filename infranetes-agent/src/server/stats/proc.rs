@@ -24,7 +24,7 @@ pub(super) fn memory() -> MemoryStats {
     memory
 }
 
-/// All interfaces but loopback.
+/// All interfaces; loopback only where there is no other.
 pub(super) fn networks() -> Vec<NetworkStats> {
     networks_of(&read("/proc/self/net/dev"))
 }
@@ -102,8 +102,13 @@ fn networks_of(dev: &str) -> Vec<NetworkStats> {
             send_drops: at(11),
         })
     };
-    let all = dev.lines().skip(2).filter_map(network);
-    all.filter(|network| network.name != "lo").take(NETWORKS_MAX).collect()
+    let mut all: Vec<_> = dev.lines().skip(2).filter_map(network).collect();
+    // A pod without a network still has traffic with itself.
+    if all.len() > 1 {
+        all.retain(|network| network.name != "lo");
+    }
+    all.truncate(NETWORKS_MAX);
+    all
 }
 
 fn default_of(route: &str, ipv6_route: &str) -> String {
@@ -173,6 +178,8 @@ mod tests {
         let eth0 = &found[0];
         assert_eq!((eth0.received_bytes, eth0.receive_errors, eth0.receive_drops), (100, 3, 4));
         assert_eq!((eth0.sent_bytes, eth0.send_errors, eth0.send_drops), (200, 6, 7));
+        let lonely = networks_of("a\nb\nlo: 9 9\n");
+        assert_eq!((lonely.len(), lonely[0].received_bytes), (1, 9));
 
         let route = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n\
                      net1\t0000000A\t00000000\t0001\t0\t0\t0\t000000FF\n\

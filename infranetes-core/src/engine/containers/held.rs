@@ -37,7 +37,7 @@ impl Told {
 impl Held {
     pub(super) fn new(life: ContainerLife, mark: LogMark) -> Self {
         let exited = watch::Sender::new(life.state == ContainerState::Exited);
-        Self { life, mark: SharedMark::new(mark), pump: None, doing: None, exited }
+        Self { life, mark: SharedMark::new(mark), pump: None, doing: None, exited, updating: None }
     }
 
     pub(super) fn standing(&self) -> ContainerStanding {
@@ -45,7 +45,9 @@ impl Held {
             Some(Doing { wish: ContainerWish::Start, .. }) => ContainerStanding::Starting,
             Some(Doing { wish: ContainerWish::Stop, .. }) => ContainerStanding::Stopping,
             Some(Doing { wish: ContainerWish::Remove, .. }) => ContainerStanding::Removing,
-            Some(Doing { wish: ContainerWish::ReopenLog, .. }) | None => at_rest(self.life.state),
+            Some(Doing { wish: ContainerWish::ReopenLog | ContainerWish::Update, .. }) | None => {
+                at_rest(self.life.state)
+            }
         }
     }
 

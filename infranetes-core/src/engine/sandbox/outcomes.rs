@@ -8,8 +8,9 @@ use tokio::time::Instant;
 
 use super::{Outcome, SandboxTask};
 use crate::engine::boot::{self, Ended, Located, Submitted};
+use crate::engine::collect;
 use crate::engine::life::{Failure, Goal, Machine, Network, UserData};
-use crate::engine::link::{self, Opened, Taken};
+use crate::engine::link::{Opened, Taken};
 use crate::engine::plan::Seen;
 use crate::error::{Cause, EngineError, FailureKind};
 use crate::ids::MachineId;
@@ -173,7 +174,9 @@ impl SandboxTask {
         self.link_since = Instant::now();
         self.events = Some(taken.events);
         let session = self.link.borrow().clone();
-        let upkeep = session.map(|session| link::keep_certificate(self.life.id.clone(), session));
+        let node = &self.node;
+        let upkeep =
+            session.map(|session| collect::upkeep(node.clone(), self.life.id.clone(), session));
         self.upkeep = upkeep.map(|upkeep| Box::pin(upkeep) as _);
         if self.life.ips.is_empty() {
             self.life.ips = taken.bound.ips;

@@ -1,5 +1,7 @@
 //! What a sandbox does with requests: admission decides, and the goal changes.
 
+use std::sync::Arc;
+
 use super::SandboxTask;
 use crate::engine::admission::{Admission, Denial, SandboxWish, admit, standing};
 use crate::engine::board::{Reply, Request};
@@ -7,6 +9,7 @@ use crate::engine::life::{Failure, Goal, Network};
 use crate::engine::plan;
 use crate::error::{Cause, EngineError};
 use crate::ids::SandboxId;
+use crate::spec::SandboxResources;
 use crate::status::{Phase, Timeline};
 
 impl SandboxTask {
@@ -31,9 +34,37 @@ impl SandboxTask {
                 let machine_is = self.life.machine.as_ref().is_some_and(|machine| !machine.doomed);
                 self.containers.ask(&id, request, session.as_ref(), machine_is, reply);
             }
+            Request::UpdateContainer(id, resources, reply) => {
+                let session = self.link.borrow().clone();
+                self.containers.update(&id, *resources, session.as_ref(), reply);
+            }
+            Request::Resize(resources, overhead, reply) => {
+                let _ = reply.send(self.resize(resources, overhead).await);
+            }
             // While its session is away it looks anyway.
             Request::Doubt => self.seen.doubted = self.life.was_ready && self.seen.bound,
         }
+    }
+
+    /// Takes over what the pod asks for now. What was not written down does not hold.
+    async fn resize(
+        &mut self,
+        resources: Option<SandboxResources>,
+        overhead: Option<SandboxResources>,
+    ) -> Result<(), EngineError> {
+        if let Admission::Deny(denial) = admit(standing(&self.life), SandboxWish::Host) {
+            return Err(self.denied(denial));
+        }
+        let before = self.life.spec.clone();
+        let spec = Arc::make_mut(&mut self.life.spec);
+        spec.resources = resources.unwrap_or(spec.resources);
+        spec.overhead = overhead.unwrap_or(spec.overhead);
+        if let Err(error) = self.save().await {
+            self.life.spec = before;
+            return Err(error);
+        }
+        self.publish();
+        Ok(())
     }
 
     pub(super) async fn admit_run(&mut self, reply: Reply<SandboxId>) {
