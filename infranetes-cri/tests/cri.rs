@@ -237,25 +237,54 @@ async fn the_image_file_systems_are_told() {
 #[tokio::test]
 async fn what_is_not_supported_says_so_in_a_sentence() {
     let (_node, daemon) = node().await;
-    let (mut runtime, mut images) = (daemon.runtime().await, daemon.images().await);
+    let mut runtime = daemon.runtime().await;
     let no = Code::Unimplemented;
     refused(runtime.exec(v1::ExecRequest::default()).await, no, &["Exec is not supported"]);
     refused(runtime.attach(v1::AttachRequest::default()).await, no, &["Attach"]);
     refused(runtime.port_forward(v1::PortForwardRequest::default()).await, no, &["PortForward"]);
     refused(
-        runtime.list_container_stats(v1::ListContainerStatsRequest::default()).await,
+        runtime.checkpoint_container(v1::CheckpointContainerRequest::default()).await,
         no,
-        &["ListContainerStats"],
+        &["CheckpointContainer"],
     );
     refused(
         runtime.checkpoint_pod(v1::CheckpointPodRequest::default()).await,
         no,
         &["CheckpointPod"],
     );
-    let events = runtime.get_container_events(v1::GetEventsRequest {}).await;
-    refused(events.map(|_| ()), no, &["GetContainerEvents"]);
-    let streamed = images.stream_images(v1::StreamImagesRequest::default()).await;
-    refused(streamed.map(|_| ()), no, &["ListImages"]);
+}
+
+#[tokio::test]
+async fn a_node_without_pods_lists_nothing_in_every_way() {
+    let (_node, daemon) = node().await;
+    let (mut runtime, mut images) = (daemon.runtime().await, daemon.images().await);
+    let stats = runtime.list_container_stats(v1::ListContainerStatsRequest::default()).await;
+    assert_eq!(stats.unwrap().into_inner().stats, []);
+    let stats = runtime.list_pod_sandbox_stats(v1::ListPodSandboxStatsRequest::default()).await;
+    assert_eq!(stats.unwrap().into_inner().stats, []);
+    let metrics = runtime.list_pod_sandbox_metrics(v1::ListPodSandboxMetricsRequest {}).await;
+    assert_eq!(metrics.unwrap().into_inner().pod_metrics, []);
+    let described = runtime.list_metric_descriptors(v1::ListMetricDescriptorsRequest {}).await;
+    for one in described.unwrap().into_inner().descriptors {
+        assert!(!one.help.is_empty() && one.label_keys.len() >= 6, "{one:?}");
+    }
+    let mut streamed =
+        images.stream_images(v1::StreamImagesRequest::default()).await.unwrap().into_inner();
+    assert_eq!(streamed.message().await.unwrap(), None);
+    let mut streamed = runtime
+        .stream_pod_sandboxes(v1::StreamPodSandboxesRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(streamed.message().await.unwrap(), None);
+
+    let missing = v1::ContainerStatsRequest { container_id: "nope".into() };
+    refused(runtime.container_stats(missing).await, Code::NotFound, &["nope"]);
+    let missing = v1::PodSandboxStatsRequest { pod_sandbox_id: "nope".into() };
+    refused(runtime.pod_sandbox_stats(missing).await, Code::NotFound, &["nope"]);
+    let update = v1::UpdateContainerResourcesRequest::default();
+    let refusal = runtime.update_container_resources(update).await;
+    refused(refusal, Code::InvalidArgument, &["linux: is missing"]);
 }
 
 #[tokio::test]

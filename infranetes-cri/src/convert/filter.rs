@@ -52,6 +52,13 @@ impl SandboxFilter {
         SandboxFilter(filter.unwrap_or_default())
     }
 
+    /// Reads a filter for stats.
+    pub fn of_stats(filter: Option<v1::PodSandboxStatsFilter>) -> SandboxFilter {
+        let filter = filter.unwrap_or_default();
+        let label_selector = filter.label_selector;
+        SandboxFilter(v1::PodSandboxFilter { id: filter.id, label_selector, state: None })
+    }
+
     /// Whether this one is listed.
     pub fn admits(&self, sandbox: &SandboxStatus) -> bool {
         let state = self.0.state.as_ref().map(|wanted| wanted.state);
@@ -69,6 +76,13 @@ impl ContainerFilter {
     /// Reads a filter; none lets all through.
     pub fn new(filter: Option<v1::ContainerFilter>) -> ContainerFilter {
         ContainerFilter(filter.unwrap_or_default())
+    }
+
+    /// Reads a filter for stats.
+    pub fn of_stats(filter: Option<v1::ContainerStatsFilter>) -> ContainerFilter {
+        let v1::ContainerStatsFilter { id, pod_sandbox_id, label_selector } =
+            filter.unwrap_or_default();
+        ContainerFilter(v1::ContainerFilter { id, pod_sandbox_id, label_selector, state: None })
     }
 
     /// Whether this one is listed.

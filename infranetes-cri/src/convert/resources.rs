@@ -57,6 +57,35 @@ pub(super) fn of_container(
     })
 }
 
+/// What a container may use from now on; 0 and empty keep what is, and -1 takes a limit of memory away.
+pub fn changed_resources(
+    resources: Option<v1::LinuxContainerResources>,
+) -> Result<ContainerResources> {
+    let resources = check::required("linux", resources)?;
+    let endless = |bytes: i64| bytes == -1;
+    let memory = endless(resources.memory_limit_in_bytes);
+    let swap = endless(resources.memory_swap_limit_in_bytes);
+    let mut changed = of_container("linux", resources)?;
+    if memory {
+        changed.memory_limit_bytes = -1;
+    }
+    if swap {
+        changed.memory_swap_limit_bytes = -1;
+    }
+    Ok(changed)
+}
+
+/// What a pod asks for from now on, and what its machine needs on top; what is not said stays.
+pub fn changed_size(
+    resources: Option<v1::LinuxContainerResources>,
+    overhead: Option<v1::LinuxContainerResources>,
+) -> Result<(Option<SandboxResources>, Option<SandboxResources>)> {
+    let size = |field: &str, value: Option<v1::LinuxContainerResources>| {
+        value.map(|value| of_sandbox(field, Some(value))).transpose()
+    };
+    Ok((size("resources", resources)?, size("overhead", overhead)?))
+}
+
 /// The limits of a container, as they were given.
 pub(super) fn to_cri(resources: &ContainerResources) -> v1::LinuxContainerResources {
     let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);

@@ -51,7 +51,7 @@ pub(super) fn sandbox_state(sandbox: &SandboxStatus) -> v1::PodSandboxState {
     }
 }
 
-fn pod_metadata(pod: &PodIdentity) -> v1::PodSandboxMetadata {
+pub(super) fn pod_metadata(pod: &PodIdentity) -> v1::PodSandboxMetadata {
     v1::PodSandboxMetadata {
         name: pod.name.clone(),
         uid: pod.uid.clone(),
@@ -128,7 +128,7 @@ pub(super) fn container_state(container: &ContainerStatus) -> v1::ContainerState
     }
 }
 
-fn container_metadata(container: &ContainerStatus) -> v1::ContainerMetadata {
+pub(super) fn container_metadata(container: &ContainerStatus) -> v1::ContainerMetadata {
     v1::ContainerMetadata { name: container.spec.name.clone(), attempt: container.spec.attempt }
 }
 
@@ -177,7 +177,7 @@ fn user(container: &ContainerStatus) -> Option<v1::ContainerUser> {
 }
 
 /// Nanoseconds since 1970, as CRI counts time.
-pub(super) fn nanos(time: SystemTime) -> i64 {
+pub fn nanos(time: SystemTime) -> i64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }

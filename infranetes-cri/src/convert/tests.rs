@@ -22,7 +22,7 @@ fn sandbox() -> v1::RunPodSandboxRequest {
     v1::RunPodSandboxRequest { config: Some(config), runtime_handler: "vm".into() }
 }
 
-fn container() -> v1::ContainerConfig {
+pub(super) fn container() -> v1::ContainerConfig {
     v1::ContainerConfig {
         metadata: Some(v1::ContainerMetadata { name: "app".into(), attempt: 1 }),
         image: Some(v1::ImageSpec { image: "busybox".into(), ..Default::default() }),
@@ -31,7 +31,7 @@ fn container() -> v1::ContainerConfig {
     }
 }
 
-fn made_sandbox() -> SandboxSpec {
+pub(super) fn made_sandbox() -> SandboxSpec {
     sandbox_spec(sandbox()).unwrap()
 }
 

@@ -7,12 +7,14 @@ use futures::Stream;
 use tonic::{Code, Request, Response, Status};
 
 use super::Cri;
+use super::streams::pieces;
 use crate::api::v1;
 use crate::api::v1::image_service_server::ImageService;
 use crate::api::v1::runtime_service_server::RuntimeService;
+use crate::convert;
 
 type Answer<T> = Result<Response<T>, Status>;
-type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub(super) type Items<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl RuntimeService for Cri {
@@ -137,19 +139,16 @@ impl RuntimeService for Cri {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<v1::UpdatePodSandboxResourcesRequest>,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
-        not_supported("UpdatePodSandboxResources", "a pod keeps the size that it started with")
+        answer("UpdatePodSandboxResources", self.update_sandbox(request.into_inner())).await
     }
 
     async fn update_container_resources(
         &self,
-        _: Request<v1::UpdateContainerResourcesRequest>,
+        request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Answer<v1::UpdateContainerResourcesResponse> {
-        not_supported(
-            "UpdateContainerResources",
-            "a container keeps the limits that it started with",
-        )
+        answer("UpdateContainerResources", self.update_container(request.into_inner())).await
     }
 
     async fn exec(&self, _: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
@@ -169,51 +168,68 @@ impl RuntimeService for Cri {
 
     async fn container_stats(
         &self,
-        _: Request<v1::ContainerStatsRequest>,
+        request: Request<v1::ContainerStatsRequest>,
     ) -> Answer<v1::ContainerStatsResponse> {
-        not_supported("ContainerStats", NO_STATS)
+        answer("ContainerStats", async { Cri::container_stats(self, request.into_inner()) }).await
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<v1::ListContainerStatsRequest>,
+        request: Request<v1::ListContainerStatsRequest>,
     ) -> Answer<v1::ListContainerStatsResponse> {
-        not_supported("ListContainerStats", NO_STATS)
+        answer("ListContainerStats", async {
+            let stats = Cri::list_container_stats(self, request.into_inner().filter);
+            Ok(v1::ListContainerStatsResponse { stats })
+        })
+        .await
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<v1::PodSandboxStatsRequest>,
+        request: Request<v1::PodSandboxStatsRequest>,
     ) -> Answer<v1::PodSandboxStatsResponse> {
-        not_supported("PodSandboxStats", NO_STATS)
+        answer("PodSandboxStats", async { self.sandbox_stats(request.into_inner()) }).await
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<v1::ListPodSandboxStatsRequest>,
+        request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Answer<v1::ListPodSandboxStatsResponse> {
-        not_supported("ListPodSandboxStats", NO_STATS)
+        answer("ListPodSandboxStats", async {
+            let stats = self.list_sandbox_stats(request.into_inner().filter);
+            Ok(v1::ListPodSandboxStatsResponse { stats })
+        })
+        .await
     }
 
     async fn list_metric_descriptors(
         &self,
         _: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Answer<v1::ListMetricDescriptorsResponse> {
-        not_supported("ListMetricDescriptors", NO_STATS)
+        answer("ListMetricDescriptors", async {
+            Ok(v1::ListMetricDescriptorsResponse { descriptors: convert::metric_descriptors() })
+        })
+        .await
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Answer<v1::ListPodSandboxMetricsResponse> {
-        not_supported("ListPodSandboxMetrics", NO_STATS)
+        answer("ListPodSandboxMetrics", async {
+            Ok(v1::ListPodSandboxMetricsResponse { pod_metrics: self.list_sandbox_metrics() })
+        })
+        .await
     }
 
     async fn checkpoint_container(
         &self,
         _: Request<v1::CheckpointContainerRequest>,
     ) -> Answer<v1::CheckpointContainerResponse> {
-        not_supported("CheckpointContainer", NO_CHECKPOINTS)
+        not_supported(
+            "CheckpointContainer",
+            "one container cannot be taken out of its machine; what can be kept is the machine, a pod as a whole",
+        )
     }
 
     async fn checkpoint_pod(
@@ -235,39 +251,59 @@ impl RuntimeService for Cri {
         &self,
         _: Request<v1::GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
-        not_supported("GetContainerEvents", "the kubelet asks for lists instead")
+        answer("GetContainerEvents", async { self.events() }).await
     }
 
     type StreamPodSandboxesStream = Items<v1::StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<v1::StreamPodSandboxesRequest>,
+        request: Request<v1::StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        not_supported("StreamPodSandboxes", "ask with ListPodSandbox")
+        answer("StreamPodSandboxes", async {
+            let filter = request.into_inner().filter;
+            let list = self.list_sandboxes(v1::ListPodSandboxRequest { filter }).items;
+            Ok(pieces(list, |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes }))
+        })
+        .await
     }
 
     type StreamContainersStream = Items<v1::StreamContainersResponse>;
     async fn stream_containers(
         &self,
-        _: Request<v1::StreamContainersRequest>,
+        request: Request<v1::StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        not_supported("StreamContainers", "ask with ListContainers")
+        answer("StreamContainers", async {
+            let filter = request.into_inner().filter;
+            let list = Cri::list_containers(self, v1::ListContainersRequest { filter }).containers;
+            Ok(pieces(list, |containers| v1::StreamContainersResponse { containers }))
+        })
+        .await
     }
 
     type StreamContainerStatsStream = Items<v1::StreamContainerStatsResponse>;
     async fn stream_container_stats(
         &self,
-        _: Request<v1::StreamContainerStatsRequest>,
+        request: Request<v1::StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        not_supported("StreamContainerStats", NO_STATS)
+        answer("StreamContainerStats", async {
+            let list = Cri::list_container_stats(self, request.into_inner().filter);
+            Ok(pieces(list, |container_stats| v1::StreamContainerStatsResponse { container_stats }))
+        })
+        .await
     }
 
     type StreamPodSandboxStatsStream = Items<v1::StreamPodSandboxStatsResponse>;
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<v1::StreamPodSandboxStatsRequest>,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        not_supported("StreamPodSandboxStats", NO_STATS)
+        answer("StreamPodSandboxStats", async {
+            let list = self.list_sandbox_stats(request.into_inner().filter);
+            Ok(pieces(list, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse {
+                pod_sandbox_stats,
+            }))
+        })
+        .await
     }
 
     type StreamPodSandboxMetricsStream = Items<v1::StreamPodSandboxMetricsResponse>;
@@ -275,7 +311,12 @@ impl RuntimeService for Cri {
         &self,
         _: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        not_supported("StreamPodSandboxMetrics", NO_STATS)
+        answer("StreamPodSandboxMetrics", async {
+            Ok(pieces(self.list_sandbox_metrics(), |pod_sandbox_metrics| {
+                v1::StreamPodSandboxMetricsResponse { pod_sandbox_metrics }
+            }))
+        })
+        .await
     }
 }
 
@@ -305,9 +346,14 @@ impl ImageService for Cri {
     type StreamImagesStream = Items<v1::StreamImagesResponse>;
     async fn stream_images(
         &self,
-        _: Request<v1::StreamImagesRequest>,
+        request: Request<v1::StreamImagesRequest>,
     ) -> Answer<Self::StreamImagesStream> {
-        not_supported("StreamImages", "ask with ListImages")
+        answer("StreamImages", async {
+            let filter = request.into_inner().filter;
+            let list = Cri::list_images(self, v1::ListImagesRequest { filter }).images;
+            Ok(pieces(list, |images| v1::StreamImagesResponse { images }))
+        })
+        .await
     }
 
     async fn remove_image(
@@ -350,5 +396,5 @@ fn not_supported<T>(rpc: &'static str, instead: &str) -> Answer<T> {
     )))
 }
 
-const NO_STATS: &str = "it counts nothing yet";
-const NO_CHECKPOINTS: &str = "machines cannot be checkpointed yet";
+const NO_CHECKPOINTS: &str =
+    "no provider can save a machine with its memory yet; stop the pod and start it anew";

@@ -7,9 +7,12 @@ mod containers;
 mod deadline;
 mod dispatch;
 mod images;
+mod limits;
 mod node;
 mod route;
 mod sandboxes;
+mod stats;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,6 +1,9 @@
 //! Pod sandboxes.
 
+use std::time::SystemTime;
+
 use infranetes_core::error::EngineError;
+use infranetes_core::status::ContainerStatus;
 use tonic::Status;
 
 use super::Cri;
@@ -45,10 +48,18 @@ impl Cri {
         let sandbox = self.find_sandbox(request.pod_sandbox_id)?.or_not_found("sandbox")?;
         let info =
             if request.verbose { convert::sandbox_info(&sandbox) } else { Default::default() };
+        // With the time, so that a kubelet that takes events can tell which of two is newer.
+        let timestamp = convert::nanos(SystemTime::now());
+        let containers = self.engine().containers_of(&sandbox.id);
+        let status = |container: &ContainerStatus| {
+            let image = self.images().status(&container.image_id);
+            convert::container_status(container, image.as_ref(), Some(&sandbox.spec))
+        };
         Ok(v1::PodSandboxStatusResponse {
             status: Some(convert::sandbox_status(&sandbox)),
             info,
-            ..Default::default()
+            containers_statuses: containers.iter().map(status).collect(),
+            timestamp,
         })
     }
 
