@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use crate::network::PortMapping;
 
-/// A pod sandbox that is wanted.
-#[derive(Clone, Debug, PartialEq)]
+/// A pod sandbox that is wanted. What is left at its default was not asked for; a pod without a uid is refused.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct SandboxSpec {
     /// Which pod it is for. (uid, attempt) is the key: a second wish with the same key joins the first.
     pub pod: PodIdentity,
@@ -38,7 +38,7 @@ pub struct SandboxSpec {
 }
 
 /// Who a sandbox is for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodIdentity {
     /// Name of the pod.
     pub name: String,
@@ -48,6 +48,33 @@ pub struct PodIdentity {
     pub uid: String,
     /// Counts the sandboxes that this pod had.
     pub attempt: u32,
+}
+
+impl SandboxSpec {
+    /// A sandbox for a pod, by the default handler.
+    pub fn new(pod: PodIdentity) -> Self {
+        Self { pod, ..Self::default() }
+    }
+}
+
+impl PodIdentity {
+    /// The first sandbox of a pod.
+    pub fn new(namespace: &str, name: &str, uid: &str) -> Self {
+        let [namespace, name, uid] = [namespace, name, uid].map(str::to_owned);
+        Self { name, namespace, uid, attempt: 0 }
+    }
+}
+
+impl ContainerSpec {
+    /// The first container of this name, as its image has it.
+    pub fn new(name: &str, image: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            image: image.to_owned(),
+            user_specified_image: image.to_owned(),
+            ..Self::default()
+        }
+    }
 }
 
 /// DNS client settings.
@@ -84,8 +111,8 @@ pub enum PidMode {
     Target(String),
 }
 
-/// A container that is wanted.
-#[derive(Clone, Debug, PartialEq)]
+/// A container that is wanted. What is left at its default is as the image says.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ContainerSpec {
     /// Its name within the pod.
     pub name: String,

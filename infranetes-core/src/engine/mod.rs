@@ -48,6 +48,7 @@ mod plan;
 mod retry;
 mod sandbox;
 mod sweep;
+mod system;
 mod timeouts;
 
 use std::collections::BTreeMap;
@@ -58,6 +59,7 @@ use std::time::{Duration, SystemTime};
 pub use board::Events;
 pub use config::{EngineConfig, HandlerConfig, HandlerNetwork, PhaseTimeouts};
 pub use parts::{EngineParts, Entropy, HandlerStatus, ImageSource, ResolvedImage, WallClock};
+pub use system::{OnDiskError, OsEntropy, SystemClock};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
 

@@ -1,9 +1,8 @@
 //! The outside world, as the engine is given it: disk, network, randomness and time.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use infranetes_core::engine::{EngineParts, Entropy, WallClock};
+use infranetes_core::engine::{EngineParts, OsEntropy, SystemClock};
 use infranetes_core::image::ImageStore;
 use infranetes_core::logs::DiskLogs;
 use infranetes_core::record::{RecordError, RedbStore};
@@ -44,42 +43,4 @@ pub(super) async fn parts(
         entropy: Arc::new(OsEntropy),
         clock: Arc::new(SystemClock),
     })
-}
-
-/// The kernel's randomness.
-struct OsEntropy;
-
-impl Entropy for OsEntropy {
-    fn fill(&self, buffer: &mut [u8]) {
-        let mut rest = buffer;
-        while !rest.is_empty() {
-            // Only interruptions can fail here: the kernel has been asked for randomness since it booted.
-            if let Ok(filled) =
-                rustix::rand::getrandom(&mut *rest, rustix::rand::GetRandomFlags::empty())
-            {
-                rest = &mut rest[filled..];
-            }
-        }
-    }
-}
-
-/// The system's clock.
-struct SystemClock;
-
-impl WallClock for SystemClock {
-    fn now(&self) -> SystemTime {
-        SystemTime::now()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn randomness_fills_all_of_a_buffer() {
-        let mut buffer = [0; 1024];
-        OsEntropy.fill(&mut buffer);
-        assert!(buffer.chunks(32).all(|part| part.iter().any(|byte| *byte != 0)));
-    }
 }
