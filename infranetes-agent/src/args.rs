@@ -14,7 +14,7 @@ usage: infranetes-agent --user-data FILE --plugins DIR --state DIR
                         [--listen tcp://ADDRESS:PORT | unix:///PATH] [--log error|warn|info|debug]
                         [--own-machine | --isolate [--hostname NAME]]
        infranetes-agent --version
-       infranetes-agent --pause
+       infranetes-agent --pause [--user-namespace]
 
   --own-machine  hostname and kernel parameters of this machine are the pod's
   --isolate      run in new namespaces, which are the machine then
@@ -27,6 +27,8 @@ pub enum Command {
     Run(Args),
     /// Only wait and reap.
     Pause,
+    /// Likewise, in a user namespace that the caller maps.
+    PauseWithUsers,
     /// Print the version.
     Version,
     /// Print the usage.
@@ -78,6 +80,9 @@ impl Command {
             let name = arg.to_str().ok_or(UsageError::NotText)?;
             match name {
                 "--version" => return Ok(Self::Version),
+                "--pause" if args.next().is_some_and(|next| next == "--user-namespace") => {
+                    return Ok(Self::PauseWithUsers);
+                }
                 "--pause" => return Ok(Self::Pause),
                 "--help" | "-h" => return Ok(Self::Help),
                 "--own-machine" => given.own = true,

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     let args = match Command::parse(std::env::args_os().skip(1)) {
         Ok(Command::Run(args)) => args,
         Ok(Command::Pause) => return pause::run(),
+        Ok(Command::PauseWithUsers) => return pause::run_with_users(),
         Ok(Command::Version) => {
             println!("infranetes-agent {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;

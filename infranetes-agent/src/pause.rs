@@ -1,9 +1,17 @@
 //! The first process of a pid namespace that a pod's containers share: it waits, and reaps what they leave behind.
 //!
-//! The container plugin starts the agent's own program for it, so that a guest needs no other.
+//! The container plugin starts the agent's own program for it, so that a guest needs no other. A pod whose users are others
+//! in the machine needs one more step, because only a process with one thread can leave its user namespace:
+//!
+//! ```text
+//!  --pause --user-namespace ── unshares users, says "ready" ◄── the plugin writes the maps, and a byte
+//!        └── unshares the pid namespace ── starts --pause in it, says its number, and waits for its end
+//! ```
 
-use std::process::ExitCode;
+use std::io::{self, Read, Write};
+use std::process::{Command, ExitCode, Stdio};
 
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
@@ -28,6 +36,37 @@ pub fn run() -> ExitCode {
             }
         }
     }
+}
+
+/// Holds a user namespace, and a pid namespace that belongs to it.
+pub fn run_with_users() -> ExitCode {
+    match hold_users() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("infranetes-agent: the pod's users cannot be held: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn hold_users() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWUSER)?;
+    say("ready")?;
+    io::stdin().read_exact(&mut [0])?;
+    unshare(CloneFlags::CLONE_NEWPID)?;
+    let mut first = Command::new("/proc/self/exe")
+        .arg("--pause")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()?;
+    say(&first.id().to_string())?;
+    first.wait().map(drop)
+}
+
+fn say(line: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{line}")?;
+    stdout.flush()
 }
 
 fn reap() {

@@ -35,6 +35,26 @@ pub struct SandboxSpec {
     pub pid_mode: PidMode,
     /// Ports of the node that lead to the pod; only with the node's pod network.
     pub ports: Vec<PortMapping>,
+    /// Its users are others in the machine; `None` means the machine's own.
+    pub users: Option<UserNamespace>,
+}
+
+/// Numbers of users and groups of a pod that are others in its machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserNamespace {
+    /// Users.
+    pub uids: IdRange,
+    /// Groups.
+    pub gids: IdRange,
+}
+
+/// Number N of the pod is `first` + N in the machine, for N below `count`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdRange {
+    /// What 0 is.
+    pub first: u32,
+    /// How many there are.
+    pub count: u32,
 }
 
 /// Who a sandbox is for.

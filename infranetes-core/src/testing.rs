@@ -27,6 +27,7 @@ pub(crate) fn sandbox_spec(name: &str) -> SandboxSpec {
         sysctls: BTreeMap::new(),
         pid_mode: PidMode::Container,
         ports: Vec::new(),
+        users: None,
     }
 }
 

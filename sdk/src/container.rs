@@ -16,5 +16,5 @@ pub use crate::v1::{
     PidNamespace, Pressure, PressureStats, Process, ProcessUser, PullRequest, PullResponse,
     RemoveImageRequest, Resources, Rlimit, Seccomp, SeccompMode, Security, StatsRequest,
     StatsResponse, StopContainerRequest, TerminalSize, UpdateContainerRequest, UsageRequest,
-    UsageResponse,
+    UsageResponse, UserNamespace,
 };

@@ -44,6 +44,7 @@ fn pod(name: &str) -> SandboxSpec {
         sysctls: BTreeMap::new(),
         pid_mode: PidMode::Container,
         ports: Vec::new(),
+        users: None,
     }
 }
 

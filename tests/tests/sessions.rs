@@ -93,6 +93,7 @@ fn plan() -> ContainerPlan {
         security: SecuritySpec::default(),
         resources: ContainerResources::default(),
         pid_mode: PidMode::Container,
+        users: None,
         mounts: Vec::new(),
     }
 }

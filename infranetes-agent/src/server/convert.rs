@@ -203,6 +203,12 @@ fn namespaces(config: &ContainerConfig) -> Result<sdk::Namespaces, Status> {
         pid_target: wanted.pid_target,
         private_network: false,
         private_ipc: false,
+        users: wanted.users.map(|users| sdk::UserNamespace {
+            first_uid: users.first_uid,
+            uid_count: users.uid_count,
+            first_gid: users.first_gid,
+            gid_count: users.gid_count,
+        }),
     })
 }
 
@@ -345,7 +351,7 @@ mod tests {
         let refused = create(request(|config| config.security = Some(security))).unwrap_err();
         assert_eq!(refused.code(), Code::Unimplemented);
         let namespaces =
-            infranetes_agent_protocol::v1::Namespaces { pid: 99, pid_target: String::new() };
+            infranetes_agent_protocol::v1::Namespaces { pid: 99, ..Default::default() };
         let refused = create(request(|config| config.namespaces = Some(namespaces))).unwrap_err();
         assert_eq!(refused.code(), Code::Unimplemented);
     }

@@ -25,6 +25,7 @@ pub(crate) fn merge(
         security: spec.security.clone(),
         resources: spec.resources.clone(),
         pid_mode: spec.pid_mode.clone().unwrap_or_else(|| sandbox.pid_mode.clone()),
+        users: sandbox.users,
         mounts: spec.mounts.clone(),
     })
 }

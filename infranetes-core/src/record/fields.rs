@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::spec::{PidMode, SandboxResources};
+use crate::spec::{IdRange, PidMode, SandboxResources, UserNamespace};
 
 /// Nanoseconds since 1970.
 pub(crate) type Nanos = u64;
@@ -90,5 +90,26 @@ impl From<PidModeField> for PidMode {
             PidModeField::Machine => Self::Machine,
             PidModeField::Target(id) => Self::Target(id),
         }
+    }
+}
+
+/// (first, count) of users, then of groups.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct UsersField {
+    uids: (u32, u32),
+    gids: (u32, u32),
+}
+
+impl From<UserNamespace> for UsersField {
+    fn from(users: UserNamespace) -> Self {
+        let pair = |range: IdRange| (range.first, range.count);
+        Self { uids: pair(users.uids), gids: pair(users.gids) }
+    }
+}
+
+impl From<UsersField> for UserNamespace {
+    fn from(field: UsersField) -> Self {
+        let range = |(first, count)| IdRange { first, count };
+        Self { uids: range(field.uids), gids: range(field.gids) }
     }
 }

@@ -11,7 +11,8 @@ use crate::error::{Cause, FailureKind};
 use crate::ids::{MachineId, SandboxId};
 use crate::record::codec::{self, damaged};
 use crate::record::fields::{
-    Base64, Nanos, PidModeField, ResourcesField, from_nanos, opt_from_nanos, opt_nanos, to_nanos,
+    Base64, Nanos, PidModeField, ResourcesField, UsersField, from_nanos, opt_from_nanos, opt_nanos,
+    to_nanos,
 };
 use crate::record::network::{NetworkField, PortField};
 use crate::record::{Entry, RecordError, Table};
@@ -64,6 +65,8 @@ struct SpecField {
     pid_mode: PidModeField,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     ports: Vec<PortField>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    users: Option<UsersField>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -177,6 +180,7 @@ fn spec_field(spec: &SandboxSpec) -> SpecField {
         sysctls: spec.sysctls.clone(),
         pid_mode: PidModeField::from(&spec.pid_mode),
         ports: spec.ports.iter().map(PortField::from).collect(),
+        users: spec.users.map(Into::into),
     }
 }
 
@@ -203,6 +207,7 @@ fn spec(field: SpecField) -> SandboxSpec {
         sysctls: field.sysctls,
         pid_mode: field.pid_mode.into(),
         ports: field.ports.into_iter().map(Into::into).collect(),
+        users: field.users.map(Into::into),
     }
 }
 

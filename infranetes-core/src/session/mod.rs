@@ -19,6 +19,7 @@ use crate::ids::{ContainerId, SandboxId};
 use crate::network::NetworkLayout;
 use crate::spec::{
     ContainerResources, Dns, EnvVar, MachineMount, PidMode, PodIdentity, SecuritySpec,
+    UserNamespace,
 };
 use crate::stats::StatsSample;
 use crate::status::ProcessUser;
@@ -272,6 +273,8 @@ pub struct ContainerPlan {
     pub resources: ContainerResources,
     /// Whose processes it sees.
     pub pid_mode: PidMode,
+    /// Its users are others in the machine.
+    pub users: Option<UserNamespace>,
     /// Mounts within the machine.
     pub mounts: Vec<MachineMount>,
 }

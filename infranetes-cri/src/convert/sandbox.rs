@@ -22,6 +22,7 @@ pub fn sandbox_spec(request: v1::RunPodSandboxRequest) -> Result<SandboxSpec> {
         return Err(Refusal::unsupported("config.windows", "only Linux pods can be run"));
     }
     let linux = config.linux.unwrap_or_default();
+    let (pid_mode, users) = security::of_sandbox(linux.security_context.unwrap_or_default())?;
     Ok(SandboxSpec {
         pod: pod(check::required("config.metadata", config.metadata)?)?,
         handler: check::optional_text("runtime_handler", request.runtime_handler, 63)?,
@@ -33,7 +34,8 @@ pub fn sandbox_spec(request: v1::RunPodSandboxRequest) -> Result<SandboxSpec> {
         resources: resources::of_sandbox("config.linux.resources", linux.resources)?,
         overhead: resources::of_sandbox("config.linux.overhead", linux.overhead)?,
         sysctls: sysctls(linux.sysctls)?,
-        pid_mode: security::of_sandbox(linux.security_context.unwrap_or_default())?,
+        pid_mode,
+        users,
         ports: ports(&config.port_mappings)?,
     })
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use infranetes_core::spec::{PidMode, SecuritySpec};
+use infranetes_core::spec::{IdRange, PidMode, SecuritySpec, UserNamespace};
 
 use super::{Refusal, check};
 use crate::api::v1;
@@ -23,16 +23,24 @@ pub enum SeccompSource {
     File(PathBuf),
 }
 
-/// Whose processes containers of a sandbox see.
-pub(super) fn of_sandbox(context: v1::LinuxSandboxSecurityContext) -> Result<PidMode> {
+/// Whose processes containers of a sandbox see, and which users they have.
+pub(super) fn of_sandbox(
+    context: v1::LinuxSandboxSecurityContext,
+) -> Result<(PidMode, Option<UserNamespace>)> {
     let field = "config.linux.security_context";
     no_selinux(field, context.selinux_options)?;
-    let mode = pid_mode(field, context.namespace_options.unwrap_or_default())?;
+    let options = context.namespace_options.unwrap_or_default();
+    let users = user_namespace(field, options.userns_options.as_ref())?;
+    let mode = pid_mode(field, options)?;
+    if users.is_some() && mode == PidMode::Machine {
+        let problem = "a pod with users of its own cannot have the machine's processes";
+        return Err(Refusal::invalid(format!("{field}.namespace_options.pid"), problem));
+    }
     if matches!(mode, PidMode::Target(_)) {
         let field = format!("{field}.namespace_options.pid");
         return Err(Refusal::invalid(field, "TARGET is for containers alone"));
     }
-    Ok(mode)
+    Ok((mode, users))
 }
 
 /// What a container may do, whose processes it sees, and where its system call filter comes from.
@@ -85,13 +93,6 @@ fn pid_mode(field: &str, options: v1::NamespaceOption) -> Result<PidMode> {
     let at = |name: &str| format!("{field}.namespace_options.{name}");
     own_namespace(&at("network"), options.network, "the network")?;
     own_namespace(&at("ipc"), options.ipc, "the IPC objects")?;
-    if let Some(users) = options.userns_options {
-        let mode: NamespaceMode = check::variant(&at("userns_options.mode"), users.mode)?;
-        if mode != NamespaceMode::Node {
-            let problem = "machines have no user namespaces for pods; leave hostUsers at true: the machine isolates the pod";
-            return Err(Refusal::unsupported(at("userns_options"), problem));
-        }
-    }
     match check::variant(&at("pid"), options.pid)? {
         NamespaceMode::Pod => Ok(PidMode::Pod),
         NamespaceMode::Container => Ok(PidMode::Container),
@@ -100,6 +101,47 @@ fn pid_mode(field: &str, options: v1::NamespaceOption) -> Result<PidMode> {
             check::text(&at("target_id"), options.target_id, MAX_NAME).map(PidMode::Target)
         }
     }
+}
+
+/// One mapping, from 0 on, for users and for groups: what the kubelet makes of `hostUsers: false`.
+fn user_namespace(
+    field: &str,
+    options: Option<&v1::UserNamespace>,
+) -> Result<Option<UserNamespace>> {
+    let Some(options) = options else { return Ok(None) };
+    let at = |name: &str| format!("{field}.namespace_options.userns_options.{name}");
+    match check::variant(&at("mode"), options.mode)? {
+        NamespaceMode::Node => Ok(None),
+        NamespaceMode::Pod => {
+            let uids = id_range(&at("uids"), &options.uids)?;
+            Ok(Some(UserNamespace { uids, gids: id_range(&at("gids"), &options.gids)? }))
+        }
+        other => {
+            let problem =
+                format!("{} is not possible: users belong to the pod", other.as_str_name());
+            Err(Refusal::unsupported(at("mode"), problem))
+        }
+    }
+}
+
+fn id_range(field: &str, mappings: &[v1::IdMapping]) -> Result<IdRange> {
+    let [mapping] = mappings else {
+        return Err(Refusal::invalid(
+            field,
+            format!("has {} mappings; one is possible", mappings.len()),
+        ));
+    };
+    let v1::IdMapping { container_id, host_id: first, length: count } = *mapping;
+    if container_id != 0 {
+        return Err(Refusal::invalid(field, format!("begins at {container_id}, not at 0")));
+    }
+    if count == 0 || first.checked_add(count).is_none() {
+        return Err(Refusal::invalid(
+            field,
+            format!("{count} numbers from {first} on do not exist"),
+        ));
+    }
+    Ok(IdRange { first, count })
 }
 
 fn own_namespace(field: &str, mode: i32, what: &str) -> Result<()> {

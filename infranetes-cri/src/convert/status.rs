@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use infranetes_core::image::ImageInfo;
-use infranetes_core::spec::{PidMode, PodIdentity, SandboxSpec};
+use infranetes_core::spec::{IdRange, PidMode, PodIdentity, SandboxSpec};
 use infranetes_core::status::{ContainerState, ContainerStatus, SandboxStatus};
 
 use super::{resources, signal};
@@ -68,7 +68,17 @@ fn namespaces(spec: &SandboxSpec) -> v1::NamespaceOption {
         PidMode::Machine => v1::NamespaceMode::Node,
         PidMode::Target(_) => v1::NamespaceMode::Target,
     };
-    v1::NamespaceOption { pid: pid as i32, ..Default::default() }
+    let mapping = |range: IdRange| v1::IdMapping {
+        host_id: range.first,
+        container_id: 0,
+        length: range.count,
+    };
+    let userns_options = spec.users.map(|users| v1::UserNamespace {
+        mode: v1::NamespaceMode::Pod as i32,
+        uids: vec![mapping(users.uids)],
+        gids: vec![mapping(users.gids)],
+    });
+    v1::NamespaceOption { pid: pid as i32, userns_options, ..Default::default() }
 }
 
 /// A container in a list. `image` is what it runs, if the node still has that.

@@ -29,7 +29,10 @@ impl Cri {
         };
         let handler = |handler: &HandlerStatus| v1::RuntimeHandler {
             name: handler.name.clone(),
-            features: Some(v1::RuntimeHandlerFeatures::default()),
+            features: Some(v1::RuntimeHandlerFeatures {
+                user_namespaces: true,
+                ..Default::default()
+            }),
         };
         v1::StatusResponse {
             runtime_handlers: handlers.iter().map(handler).collect(),

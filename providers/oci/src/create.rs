@@ -9,21 +9,23 @@
 //! ```
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use infranetes_sdk::v1::CreateContainerRequest;
+use infranetes_sdk::v1::{CreateContainerRequest, PidNamespace};
 use infranetes_sdk::{ProviderError, Result};
 
 use crate::cgroup::Cgroups;
 use crate::container::{Container, Parts};
-use crate::convert::{self, Surroundings};
+use crate::convert::{self, Surroundings, Users};
 use crate::error::io_error;
 use crate::image::{ImageStore, make_private_dir, remove_tree};
 use crate::image_mounts::{mount_images, unmount_images};
 use crate::pause::Pause;
 use crate::rootfs::{Rootfs, make_dir_in, open_root};
 use crate::spool::{Spool, SpoolLimits};
+use crate::users::{self, shift_owners};
 
 /// Makes containers.
 pub(crate) struct Creator {
@@ -73,8 +75,9 @@ impl Creator {
         }
         let bundle = self.run.join(BUNDLES).join(&request.id);
         make_private_dir(&bundle)?;
+        let users = self.users(&request, &bundle)?;
         let rootfs = rootfs(&self.run, &self.root, &request.id);
-        rootfs.mount(&self.images.layers_dir(), &layers, self.images.form())?;
+        rootfs.mount(&self.images.layers_dir(), &layers, self.images.form(), users.is_some())?;
         let root = open_root(&rootfs.mountpoint)?;
         let cgroup = self.cgroups.container(&self.cgroup_parent, &request.id);
         let (with_images, used) = mount_images(&self.images, &bundle, &request)?;
@@ -89,15 +92,33 @@ impl Creator {
                 counts_swap: self.cgroups.counts_swap(),
                 pod_shm: Path::new("/dev/shm"),
                 pid_namespace_of,
+                users: users.clone(),
             },
         )?;
         make_dir_in(&root, &spec.process.cwd)?;
+        if let Some(users) = &users {
+            shift_owners(&root, &users.map)?;
+        }
         let text = serde_json::to_vec(&spec).map_err(std::io::Error::from);
         text.and_then(|text| fs::write(bundle.join("config.json"), text))
             .map_err(io_error("cannot write the container's configuration"))?;
         let spool = Spool::new(bundle.clone(), self.spool);
         let process = spec.process;
         Ok(Container::new(Parts { request, layers, process, bundle, rootfs, cgroup, spool }))
+    }
+
+    /// The process that holds the pod's users, for a pod whose users are others here. They have to reach the bundle.
+    fn users(&self, request: &CreateContainerRequest, bundle: &Path) -> Result<Option<Users>> {
+        let asked = request.namespaces.clone().unwrap_or_default();
+        let Some(map) = asked.users else { return Ok(None) };
+        users::check(&map)?;
+        if asked.pid() == PidNamespace::Machine {
+            let problem = "a container with users of its own cannot have the machine's processes";
+            return Err(ProviderError::invalid(problem));
+        }
+        fs::set_permissions(bundle, fs::Permissions::from_mode(0o711))
+            .map_err(io_error("cannot open the container's bundle to its users"))?;
+        Ok(Some(Users { held_by: self.pause.pid(Some(map))?, map }))
     }
 
     fn remove_files(&self, id: &str) -> Result<()> {

@@ -22,6 +22,7 @@ mod rootfs;
 mod spool;
 mod stats;
 mod update;
+mod users;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -375,7 +375,7 @@ impl Inner {
     fn pid_target(&self, request: &CreateContainerRequest) -> Result<Option<u32>> {
         let asked = request.namespaces.clone().unwrap_or_default();
         match asked.pid() {
-            infranetes_sdk::v1::PidNamespace::Pod => self.creator.pause.pid().map(Some),
+            infranetes_sdk::v1::PidNamespace::Pod => self.creator.pause.pid(asked.users).map(Some),
             infranetes_sdk::v1::PidNamespace::Target => {
                 let target = self.find(&asked.pid_target)?.status();
                 match target.pid {

@@ -31,6 +31,7 @@ impl Rootfs {
         layers_dir: &Path,
         layers: &[LayerPath],
         form: OverlayForm,
+        changes_owners: bool,
     ) -> Result<()> {
         for dir in [&self.mountpoint, &self.upper(), &self.work()] {
             fs::create_dir_all(dir).map_err(io_error(format!("cannot make {}", dir.display())))?;
@@ -39,7 +40,11 @@ impl Rootfs {
             .map_err(io_error("cannot open the writable layer"))?;
         rustix::fs::fchmod(&upper, Mode::from_raw_mode(0o755))
             .map_err(io_error("cannot set the mode of the writable layer"))?;
-        mount_overlay(layers_dir, &self.options(layers, form), &self.mountpoint)
+        let mut options = self.options(layers, form);
+        if changes_owners && form != OverlayForm::User {
+            options.push_str(",metacopy=on");
+        }
+        mount_overlay(layers_dir, &options, &self.mountpoint)
             .map_err(io_error("cannot mount the container's root file system"))
     }
 

@@ -391,6 +391,7 @@ impl Kubelet {
             sysctls: Default::default(),
             pid_mode: PidMode::Container,
             ports: Vec::new(),
+            users: None,
         }
     }
 }

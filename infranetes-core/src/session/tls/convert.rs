@@ -18,7 +18,9 @@ use crate::session::{
     AgentHello, Binding, Bound, ContainerPlan, LogChunk, LogStream, MachineImage, MachineLayer,
     MachineUsage, ObservedContainer, ObservedState, SessionError, WatchEvent,
 };
-use crate::spec::{ContainerResources, MachineMount, PidMode, Seccomp, SecuritySpec};
+use crate::spec::{
+    ContainerResources, MachineMount, PidMode, Seccomp, SecuritySpec, UserNamespace,
+};
 use crate::status::ProcessUser;
 
 pub(super) fn millis(duration: Duration) -> u64 {
@@ -137,7 +139,7 @@ pub(super) fn plan(plan: &ContainerPlan) -> v1::ContainerConfig {
         stop_signal: plan.stop_signal.clone(),
         security: Some(security(&plan.security, &plan.image_user)),
         resources: Some(resources(&plan.resources)),
-        namespaces: Some(namespaces(&plan.pid_mode)),
+        namespaces: Some(namespaces(&plan.pid_mode, plan.users)),
         mounts: plan.mounts.iter().map(mount).collect(),
         devices: Vec::new(),
         annotations: Default::default(),
@@ -184,14 +186,20 @@ pub(super) fn resources(resources: &ContainerResources) -> v1::Resources {
     }
 }
 
-fn namespaces(mode: &PidMode) -> v1::Namespaces {
+fn namespaces(mode: &PidMode, users: Option<UserNamespace>) -> v1::Namespaces {
     let (pid, pid_target) = match mode {
         PidMode::Container => (v1::PidNamespace::Unspecified, String::new()),
         PidMode::Pod => (v1::PidNamespace::Pod, String::new()),
         PidMode::Machine => (v1::PidNamespace::Machine, String::new()),
         PidMode::Target(target) => (v1::PidNamespace::Target, target.clone()),
     };
-    v1::Namespaces { pid: pid.into(), pid_target }
+    let users = users.map(|UserNamespace { uids, gids }| v1::UserNamespace {
+        first_uid: uids.first,
+        uid_count: uids.count,
+        first_gid: gids.first,
+        gid_count: gids.count,
+    });
+    v1::Namespaces { pid: pid.into(), pid_target, users }
 }
 
 fn mount(mount: &MachineMount) -> v1::Mount {

@@ -17,7 +17,8 @@ use infranetes_sdk::{ProviderError, Result};
 use rustix::process::Signal;
 
 use spec::{
-    Cpu, HugepageLimit, Linux, Memory, Namespace, Pids, Process, Resources, Rlimit, Root, Spec,
+    Cpu, HugepageLimit, IdMapping, Linux, Memory, Namespace, Pids, Process, Resources, Rlimit,
+    Root, Spec,
 };
 
 /// What a configuration needs to know of its machine.
@@ -30,6 +31,16 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) pod_shm: &'a Path,
     /// The process whose pid namespace the container joins, for those that join one.
     pub(crate) pid_namespace_of: Option<u32>,
+    /// For a pod whose users are others in the machine.
+    pub(crate) users: Option<Users>,
+}
+
+/// Users of a pod that are others in the machine.
+#[derive(Debug, Clone)]
+pub(crate) struct Users {
+    pub(crate) map: v1::UserNamespace,
+    /// The process whose user namespace containers join.
+    pub(crate) held_by: u32,
 }
 
 /// The configuration of a container.
@@ -37,7 +48,10 @@ pub(crate) fn spec(request: &CreateContainerRequest, around: &Surroundings<'_>) 
     let security = request.security.clone().unwrap_or_default();
     let machine = capabilities::of_this_machine();
     let capabilities = capabilities::capabilities(&security, machine)?;
-    let mounts = mounts::mounts(request, around.pod_shm)?;
+    let mut mounts = mounts::mounts(request, around.pod_shm)?;
+    if around.users.is_some() {
+        mounts::without_the_machines(&mut mounts);
+    }
     let (devices, rules) = mounts::devices(request, security.privileged)?;
     let asked = request.resources.clone().unwrap_or_default();
     let mut resources = resources(&asked, around.counts_swap)?;
@@ -45,11 +59,13 @@ pub(crate) fn spec(request: &CreateContainerRequest, around: &Surroundings<'_>) 
     Ok(Spec {
         oci_version: "1.0.2",
         process: process(request, around, capabilities.clone(), machine)?,
-        root: Root { path: around.rootfs.display().to_string(), readonly: security.read_only_root },
+        root: Root { path: root_path(around), readonly: security.read_only_root },
         hostname: own_hostname(request).unwrap_or_default().to_owned(),
         annotations: annotations(request)?,
         linux: Linux {
             namespaces: namespaces(request, around)?,
+            uid_mappings: mapping(around, |map| (map.first_uid, map.uid_count)),
+            gid_mappings: mapping(around, |map| (map.first_gid, map.gid_count)),
             cgroups_path: around.cgroups_path.clone(),
             resources,
             devices,
@@ -65,6 +81,23 @@ pub(crate) fn spec(request: &CreateContainerRequest, around: &Surroundings<'_>) 
         },
         mounts,
     })
+}
+
+/// Users of a pod cannot look into the directories above its bundle: then it is named from there.
+fn root_path(around: &Surroundings<'_>) -> String {
+    let name = around.users.as_ref().and(around.rootfs.file_name());
+    name.map_or_else(
+        || around.rootfs.display().to_string(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
+fn mapping(
+    around: &Surroundings<'_>,
+    range: impl FnOnce(&v1::UserNamespace) -> (u32, u32),
+) -> Vec<IdMapping> {
+    let range = around.users.as_ref().map(|users| range(&users.map));
+    range.map(|(host_id, size)| IdMapping { container_id: 0, host_id, size }).into_iter().collect()
 }
 
 /// Limits in the runtime's words; 0 and empty say nothing.
@@ -220,6 +253,10 @@ fn namespaces(
     let asked = request.namespaces.clone().unwrap_or_default();
     let own = |kind| Namespace { kind, path: None };
     let mut namespaces = vec![own("mount")];
+    if let Some(users) = &around.users {
+        let path = Some(format!("/proc/{}/ns/user", users.held_by));
+        namespaces.push(Namespace { kind: "user", path });
+    }
     match asked.pid() {
         PidNamespace::Unspecified => namespaces.push(own("pid")),
         PidNamespace::Machine => {}

@@ -35,6 +35,18 @@ pub(crate) fn mounts(request: &CreateContainerRequest, pod_shm: &Path) -> Result
     Ok(mounts)
 }
 
+/// What belongs to the machine cannot be mounted anew by other users: its message queues are shown as they are, where there
+/// are any. (The runtime does so with `/sys` by itself.)
+pub(crate) fn without_the_machines(mounts: &mut Vec<Mount>) {
+    let there = Path::new("/dev/mqueue").is_dir();
+    mounts.retain(|mount| there || mount.kind != "mqueue");
+    for queues in mounts.iter_mut().filter(|mount| mount.kind == "mqueue") {
+        queues.kind = "bind".to_owned();
+        queues.source = "/dev/mqueue".to_owned();
+        queues.options.push("bind".to_owned());
+    }
+}
+
 /// How mounts of the machine reach the container, as far as one mount asks for it.
 pub(crate) fn propagation(mounts: &[Mount]) -> Option<&'static str> {
     let has =

@@ -77,6 +77,10 @@ pub(crate) struct Mount {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Linux {
     pub(crate) namespaces: Vec<Namespace>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) uid_mappings: Vec<IdMapping>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) gid_mappings: Vec<IdMapping>,
     pub(crate) cgroups_path: String,
     pub(crate) resources: Resources,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -89,6 +93,15 @@ pub(crate) struct Linux {
     pub(crate) rootfs_propagation: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) seccomp: Option<Seccomp>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct IdMapping {
+    #[serde(rename = "containerID")]
+    pub(crate) container_id: u32,
+    #[serde(rename = "hostID")]
+    pub(crate) host_id: u32,
+    pub(crate) size: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
