@@ -14,6 +14,7 @@ pub mod demo;
 pub mod footprint;
 pub mod image;
 pub mod layer;
+pub mod namespaces;
 pub mod node;
 pub mod registry;
 pub mod sim;

@@ -20,6 +20,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use self::bring::{Bring, log_path};
+use self::held::Told;
 use crate::engine::admission::{Admission, ContainerWish, Denial, admit_container};
 use crate::engine::board::{ContainerRequest, Reply};
 use crate::engine::life::{ContainerLife, Life, LogMark};
@@ -30,7 +31,7 @@ use crate::engine::timeouts::{AGENT_CALL, EXIT_SEEN};
 use crate::error::{Cause, EngineError, FailureKind};
 use crate::ids::{ContainerId, SandboxId};
 use crate::record::{Change, Table, container};
-use crate::session::AgentSession;
+use crate::session::{AgentSession, ObservedContainer};
 use crate::spec::{ContainerResources, ContainerSpec};
 use crate::status::ContainerState;
 
@@ -53,6 +54,8 @@ struct Held {
     exited: watch::Sender<bool>,
     /// Who waits for new limits.
     updating: Option<Reply<()>>,
+    /// It ended, and the rest of its output is awaited before that is told.
+    ending: bool,
 }
 
 struct RunningPump {
@@ -81,6 +84,8 @@ pub(crate) enum Done {
     Updated(ContainerId, Box<ContainerResources>, Result<(), EngineError>),
     /// A pump ended; `true` when it may be begun again.
     Pumped(ContainerId, bool),
+    /// The rest of an ended container's output came, or took too long; how it ended, and when that was told.
+    Drained(Box<ObservedContainer>, Told, SystemTime),
     Discarded,
 }
 
@@ -292,6 +297,7 @@ impl Containers {
                     self.pump(&id, session);
                 }
             }
+            Done::Drained(seen, told, now) => self.ended(&seen, told, now, session).await,
             Done::Discarded => {}
         }
     }
@@ -398,7 +404,8 @@ impl Containers {
     fn pump(&mut self, id: &ContainerId, session: Option<&Arc<dyn AgentSession>>) {
         let (Some(held), Some(session)) = (self.held.get_mut(id), session) else { return };
         let mark = held.mark.get();
-        if held.pump.is_some() || mark.finished || held.life.state == ContainerState::Created {
+        let silent = held.life.state == ContainerState::Created && !held.ending;
+        if held.pump.is_some() || mark.finished || silent {
             return;
         }
         let (reopen_sender, reopen) = mpsc::channel(1);

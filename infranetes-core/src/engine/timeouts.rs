@@ -43,6 +43,8 @@ pub(crate) const CERTIFICATE_LOOK: Duration = Duration::from_secs(60);
 pub(crate) const IMPORT: Duration = Duration::from_secs(600);
 /// From the agent's word that a container ended until its watch says how.
 pub(crate) const EXIT_SEEN: Duration = Duration::from_secs(5);
+/// From there until the rest of its output is in its log; then its end is told in any case.
+pub(crate) const LOG_REST: Duration = Duration::from_secs(2);
 
 /// Everything that connects a sandbox to the pod network of the node.
 pub(crate) const NETWORK_UP: Duration = Duration::from_secs(90);
@@ -134,6 +136,7 @@ mod tests {
             ("agent call < container call", AGENT_CALL + EXIT_SEEN, CONTAINER_CALL),
             ("update < container call", UPDATE, CONTAINER_CALL),
             ("sample gap < agent call", SAMPLE_GAP, AGENT_CALL),
+            ("rest of a log < exit seen", LOG_REST, EXIT_SEEN),
             ("container call < kubelet", CONTAINER_CALL, KUBELET_CALL),
             ("create container < kubelet", CREATE_CONTAINER_CALL, KUBELET_CALL),
             ("stop < kubelet", STOP_CALL, KUBELET_CALL),

@@ -15,7 +15,7 @@ use crate::status::ContainerState;
 
 /// When the machine told of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Told {
+pub(crate) enum Told {
     /// As it came about.
     AtOnce,
     /// With the list that begins a session: some time ago.
@@ -37,7 +37,8 @@ impl Told {
 impl Held {
     pub(super) fn new(life: ContainerLife, mark: LogMark) -> Self {
         let exited = watch::Sender::new(life.state == ContainerState::Exited);
-        Self { life, mark: SharedMark::new(mark), pump: None, doing: None, exited, updating: None }
+        let mark = SharedMark::new(mark);
+        Self { life, mark, pump: None, doing: None, exited, ending: false, updating: None }
     }
 
     pub(super) fn standing(&self) -> ContainerStanding {

@@ -1,13 +1,17 @@
 //! What the machine says of its containers, and what its end means for them.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use super::Containers;
+use tokio::time::timeout;
+
 use super::held::Told;
+use super::{Containers, Done};
 use crate::engine::admission::ContainerWish;
+use crate::engine::timeouts::LOG_REST;
 use crate::ids::ContainerId;
 use crate::record::{Change, container};
-use crate::session::{AgentSession, ObservedContainer, WatchEvent};
+use crate::session::{AgentSession, ObservedContainer, ObservedState, WatchEvent};
 use crate::status::ContainerState;
 
 impl Containers {
@@ -39,13 +43,61 @@ impl Containers {
         session: &Arc<dyn AgentSession>,
     ) {
         let now = self.node.now();
+        if seen.state == ObservedState::Exited && self.awaits_output(&seen, told, now, session) {
+            return;
+        }
+        self.took(&seen, told, now).await;
+        self.pump(&seen.id, Some(session));
+    }
+
+    /// Whoever is told that a container ended reads its log next, so the rest of that comes first. `false` where there is
+    /// nothing to wait for.
+    fn awaits_output(
+        &mut self,
+        seen: &ObservedContainer,
+        told: Told,
+        now: SystemTime,
+        session: &Arc<dyn AgentSession>,
+    ) -> bool {
+        let Some(held) = self.held.get_mut(&seen.id) else { return false };
+        if held.ending {
+            return true;
+        }
+        if held.life.state == ContainerState::Exited || held.mark.get().finished {
+            return false;
+        }
+        held.ending = true;
+        self.pump(&seen.id, Some(session));
+        let pump = self.held.get(&seen.id).and_then(|held| held.pump.as_ref());
+        let Some(mut drained) = pump.map(|pump| pump.drained.clone()) else { return false };
+        let seen = Box::new(seen.clone());
+        self.work.spawn(async move {
+            // A pump that breaks off, or is as slow as that, is no reason to tell it later still.
+            let _ = timeout(LOG_REST, drained.wait_for(|drained| *drained)).await;
+            Done::Drained(seen, told, now)
+        });
+        true
+    }
+
+    pub(super) async fn ended(
+        &mut self,
+        seen: &ObservedContainer,
+        told: Told,
+        now: SystemTime,
+        session: Option<&Arc<dyn AgentSession>>,
+    ) {
+        self.took(seen, told, now).await;
+        self.pump(&seen.id, session);
+    }
+
+    async fn took(&mut self, seen: &ObservedContainer, told: Told, now: SystemTime) {
         let Some(held) = self.held.get_mut(&seen.id) else { return };
         let before = held.life.clone();
-        held.take(&seen, told, now);
+        held.ending = false;
+        held.take(seen, told, now);
         if held.life != before {
             self.keep(&seen.id).await;
         }
-        self.pump(&seen.id, Some(session));
     }
 
     /// The machine does not know it any more, and we did not ask for that.

@@ -93,11 +93,16 @@ async fn policy(
     security(&mut config).supplemental_groups_policy = policy as i32;
     let id = c.running_of(&sandbox, config).await?;
 
-    let told = c.status(&id).await?.user.and_then(|user| user.linux);
-    let mut told = told.context("ContainerStatus tells no user")?;
-    told.supplemental_groups.sort_unstable();
-    let ids = (told.uid, told.gid, told.supplemental_groups.as_slice());
-    ensure!(ids == (1000, 1000, expected), "ContainerStatus tells {ids:?}");
+    let mut told = None;
+    let seen = c
+        .eventually("ContainerStatus tells the user", async |c| {
+            told = c.status(&id).await?.user.and_then(|user| user.linux);
+            let Some(user) = &mut told else { return Ok(false) };
+            user.supplemental_groups.sort_unstable();
+            Ok((user.uid, user.gid, user.supplemental_groups.as_slice()) == (1000, 1000, expected))
+        })
+        .await;
+    seen.with_context(|| format!("it tells {told:?}"))?;
     let words: Vec<_> = expected.iter().map(i64::to_string).collect();
     let line = words.join(" ");
     c.logs(&sandbox, "groups.log", "stdout", &line).await.context("the first process")?;
