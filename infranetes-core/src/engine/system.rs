@@ -67,6 +67,7 @@ impl EngineConfig {
             node: node.to_owned(),
             handlers: [].into(),
             concurrent_creates: CONCURRENT_CREATES,
+            stats_period: STATS_PERIOD,
         }
     }
 
@@ -123,7 +124,8 @@ impl WallClock for SystemClock {
     }
 }
 
-/// As the daemon has it.
+/// As the daemon has them.
+const STATS_PERIOD: std::time::Duration = std::time::Duration::from_secs(10);
 const CONCURRENT_CREATES: usize = 8;
 
 #[cfg(test)]
