@@ -257,10 +257,10 @@ pub enum ListenError {
 
 /// Execs, log streams and calls of one pod at once.
 const STREAMS_MAX: u32 = 256;
-/// What waits unread of one stream. A node has at most 64 streams open whose input a program may leave unread; that much and
-/// a little more is the connection's, so that everything else goes on.
 const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW + 1024 * 1024;
+/// A node has at most 64 streams open whose input a program may leave unread, 128 KiB of each; that much and a little more is
+/// the connection's, so that everything else goes on.
+const CONNECTION_WINDOW: u32 = 64 * 128 * 1024 + 1024 * 1024;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection waits for one that came before it; a node waits longer for an answer.
 const TURN_TIMEOUT: Duration = Duration::from_millis(500);

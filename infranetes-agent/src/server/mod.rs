@@ -4,6 +4,7 @@ mod attach;
 mod binding;
 mod containers;
 mod convert;
+mod credit;
 mod enrolment;
 mod exec;
 mod hello;

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::ResponseStream;
+use super::{ResponseStream, credit};
 
 type Sender = mpsc::Sender<Result<PortForwardResponse, Status>>;
 
@@ -38,14 +38,14 @@ pub(super) async fn port_forward(
     let port = u16::try_from(start.port).ok().filter(|port| *port != 0);
     let port = port.ok_or_else(|| Status::invalid_argument("a port is 1 to 65535"))?;
     let (read, write) = connect(port).await?.into_split();
+    let (input, taken) = credit::counted(input, |part| match part {
+        Ok(PortForwardRequest { input: Some(Input::Data(data)) }) => data.len(),
+        _ => 0,
+    });
     let (sender, answers) = mpsc::channel(MESSAGES);
     tokio::spawn(async move {
-        let both = async {
-            sender.send(Ok(message(Output::Connected(PortForwardConnected {})))).await.ok();
-            tokio::try_join!(send(read, &sender), receive(input, write))
-        };
         let ended = tokio::select! {
-            ended = both => ended,
+            ended = async { tokio::try_join!(send(read, &sender), receive(input, write)) } => ended,
             // The node is gone.
             () = sender.closed() => return,
         };
@@ -53,7 +53,11 @@ pub(super) async fn port_forward(
             sender.send(Err(status)).await.ok();
         }
     });
-    Ok(Box::pin(ReceiverStream::new(answers)))
+    let connected = Ok(message(Output::Connected(PortForwardConnected {})));
+    let later = credit::with_taken(ReceiverStream::new(answers), taken, |taken| {
+        message(Output::Taken(taken))
+    });
+    Ok(Box::pin(futures::stream::iter([connected]).chain(later)))
 }
 
 /// As a client in the pod would: IPv4 first, then IPv6.

@@ -238,7 +238,9 @@ pub(super) fn exec_output(
         Some(Output::Exit(exit)) => {
             Ok(ProgramOutput::Exit(ExecExit { code: exit.code, timed_out: exit.timed_out }))
         }
-        None => Err(SessionError::Violation("an empty message of an exec".to_owned())),
+        Some(Output::Taken(_)) | None => {
+            Err(SessionError::Violation("an empty message of an exec".to_owned()))
+        }
     }
 }
 
@@ -249,7 +251,9 @@ pub(super) fn attach_output(
     match output {
         Some(Output::Stdout(data)) => piece(data).map(ProgramOutput::Stdout),
         Some(Output::Stderr(data)) => piece(data).map(ProgramOutput::Stderr),
-        None => Err(SessionError::Violation("an empty message of an attach".to_owned())),
+        Some(Output::Taken(_)) | None => {
+            Err(SessionError::Violation("an empty message of an attach".to_owned()))
+        }
     }
 }
 

@@ -57,7 +57,8 @@ pub(super) async fn exec(
         stdin: start.stdin,
         timeout_ms: start.timeout.map_or(0, |timeout| convert::millis(timeout).max(1)),
     };
-    let (input, open) = until_dropped(pieces(input).map(|input| match input {
+    let credit = Credit::new();
+    let (input, open) = until_dropped(pieces(input, credit.clone()).map(|input| match input {
         ProgramInput::Data(data) => Input::Stdin(data),
         ProgramInput::Closed => Input::StdinClosed(true),
         ProgramInput::Resize(size) => Input::Resize(convert::terminal_size(size)),
@@ -65,8 +66,9 @@ pub(super) async fn exec(
     let messages = once(async { Input::Start(start) }).chain(input);
     let messages = messages.map(|input| ExecRequest { input: Some(input) });
     let output = client.exec(messages).await.map_err(failed)?.into_inner();
-    Ok(outputs(output, (open, place), |response: v1::ExecResponse| {
-        convert::exec_output(response.output)
+    Ok(outputs(output, credit, (open, place), |response: v1::ExecResponse| match response.output {
+        Some(v1::exec_response::Output::Taken(count)) => Ok(Said::Taken(count)),
+        output => convert::exec_output(output).map(Said::Item),
     }))
 }
 
@@ -80,7 +82,8 @@ pub(super) async fn attach(
     use attach_request::Input;
     let place = places.take()?;
     let start = AttachStart { container_id: id.to_string() };
-    let (input, open) = until_dropped(pieces(input).map(|input| match input {
+    let credit = Credit::new();
+    let (input, open) = until_dropped(pieces(input, credit.clone()).map(|input| match input {
         ProgramInput::Data(data) => Input::Stdin(data),
         ProgramInput::Closed => Input::StdinClosed(true),
         ProgramInput::Resize(size) => Input::Resize(convert::terminal_size(size)),
@@ -88,8 +91,11 @@ pub(super) async fn attach(
     let messages = once(async { Input::Start(start) }).chain(input);
     let messages = messages.map(|input| AttachRequest { input: Some(input) });
     let output = client.attach(messages).await.map_err(failed)?.into_inner();
-    Ok(outputs(output, (open, place), |response: v1::AttachResponse| {
-        convert::attach_output(response.output)
+    Ok(outputs(output, credit, (open, place), |response: v1::AttachResponse| {
+        match response.output {
+            Some(v1::attach_response::Output::Taken(count)) => Ok(Said::Taken(count)),
+            output => convert::attach_output(output).map(Said::Item),
+        }
     }))
 }
 
@@ -104,7 +110,12 @@ pub(super) async fn port_forward(
     use port_forward_response::Output;
     let place = places.take()?;
     let start = Input::Start(PortForwardStart { port: port.into() });
-    let data = input.flat_map(|data| futures::stream::iter(split(data)).map(Input::Data));
+    let credit = Credit::new();
+    let data = input.map(ProgramInput::Data).boxed();
+    let data = pieces(data, credit.clone()).map(|input| match input {
+        ProgramInput::Data(data) => Input::Data(data),
+        ProgramInput::Closed | ProgramInput::Resize(_) => Input::Closed(true),
+    });
     let closed = once(async { Input::Closed(true) });
     let (input, open) = until_dropped(data.chain(closed));
     let messages = once(async { start }).chain(input);
@@ -114,43 +125,102 @@ pub(super) async fn port_forward(
     let Some(Output::Connected(_)) = first else {
         return Err(SessionError::Violation("a port-forward that is not connected".to_owned()));
     };
-    Ok(outputs(output, (open, place), |response: v1::PortForwardResponse| match response.output {
-        Some(Output::Data(data)) => convert::piece(data).map(PortOutput::Data),
-        Some(Output::Closed(_)) => Ok(PortOutput::Closed),
-        Some(Output::Connected(_)) | None => {
-            Err(SessionError::Violation("a message of a port-forward out of turn".to_owned()))
-        }
+    Ok(outputs(output, credit, (open, place), |response: v1::PortForwardResponse| {
+        Ok(Said::Item(match response.output {
+            Some(Output::Data(data)) => PortOutput::Data(convert::piece(data)?),
+            Some(Output::Closed(_)) => PortOutput::Closed,
+            Some(Output::Taken(count)) => return Ok(Said::Taken(count)),
+            Some(Output::Connected(_)) | None => {
+                let problem = "a message of a port-forward out of turn".to_owned();
+                return Err(SessionError::Violation(problem));
+            }
+        }))
     }))
 }
 
-/// Input in messages of a bounded size.
-fn pieces(input: ProgramInputs) -> impl Stream<Item = ProgramInput> + Send + 'static {
-    input.flat_map(|input| {
+/// How many bytes may be on their way that the agent has not taken.
+///
+/// HTTP/2's windows alone are not enough: a body that waits for a window is not asked for its end, so that a stream whose
+/// input is stuck could not be cancelled.
+#[derive(Clone)]
+struct Credit(Arc<Semaphore>);
+
+impl Credit {
+    fn new() -> Self {
+        Self(Arc::new(Semaphore::new(CREDIT_BYTES)))
+    }
+
+    /// Waits until so many bytes may go.
+    async fn spend(&self, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        if let Ok(spent) = self.0.acquire_many(bytes).await {
+            spent.forget();
+        }
+    }
+
+    fn earn(&self, bytes: u32) -> Result<(), SessionError> {
+        let bytes = bytes as usize;
+        if bytes > CREDIT_BYTES.saturating_sub(self.0.available_permits()) {
+            return Err(SessionError::Violation("more input taken than was sent".to_owned()));
+        }
+        self.0.add_permits(bytes);
+        Ok(())
+    }
+}
+
+/// Input in pieces of a bounded size, each as soon as there is credit for it.
+fn pieces(input: ProgramInputs, credit: Credit) -> impl Stream<Item = ProgramInput> + Send {
+    let pieces = input.flat_map(|input| {
         futures::stream::iter(match input {
-            ProgramInput::Data(data) => split(data).into_iter().map(ProgramInput::Data).collect(),
+            ProgramInput::Data(data) => split(data),
             other => vec![other],
         })
+    });
+    pieces.then(move |piece| {
+        let credit = credit.clone();
+        async move {
+            if let ProgramInput::Data(data) = &piece {
+                credit.spend(data.len()).await;
+            }
+            piece
+        }
     })
 }
 
-fn split(data: Vec<u8>) -> Vec<Vec<u8>> {
+fn split(data: Vec<u8>) -> Vec<ProgramInput> {
     if data.len() <= PIECE_BYTES {
-        return vec![data];
+        return vec![ProgramInput::Data(data)];
     }
-    data.chunks(PIECE_BYTES).map(<[u8]>::to_vec).collect()
+    data.chunks(PIECE_BYTES).map(|piece| ProgramInput::Data(piece.to_vec())).collect()
+}
+
+/// What one message of an answer says.
+enum Said<T> {
+    Item(T),
+    Taken(u32),
 }
 
 /// Output as it comes; holds `kept` for as long as the output is held.
 fn outputs<M: Send + 'static, T: Send + 'static>(
     output: Streaming<M>,
+    credit: Credit,
     kept: impl Send + 'static,
-    convert: fn(M) -> Result<T, SessionError>,
+    convert: fn(M) -> Result<Said<T>, SessionError>,
 ) -> BoxStream<'static, Result<T, SessionError>> {
-    Box::pin(unfold(Some((output, kept)), move |state| async move {
-        let (mut output, kept) = state?;
-        let message = output.message().await.map_err(failed).transpose()?;
-        let item = message.and_then(convert);
-        let rest = item.is_ok().then_some((output, kept));
+    Box::pin(unfold(Some((output, credit, kept)), move |state| async move {
+        let (mut output, credit, kept) = state?;
+        let item = loop {
+            let message = output.message().await.map_err(failed).transpose()?;
+            match message.and_then(convert) {
+                Ok(Said::Taken(bytes)) => match credit.earn(bytes) {
+                    Ok(()) => {}
+                    Err(error) => break Err(error),
+                },
+                Ok(Said::Item(item)) => break Ok(item),
+                Err(error) => break Err(error),
+            }
+        };
+        let rest = item.is_ok().then_some((output, credit, kept));
         Some((item, rest))
     }))
 }
@@ -177,5 +247,7 @@ impl<T> Stream for Input<T> {
 
 /// What one message carries: small beside the windows, so that many streams share a connection fairly.
 const PIECE_BYTES: usize = 32 * 1024;
+/// As the definition of the protocol says. An agent tells what it took in steps of a quarter.
+const CREDIT_BYTES: usize = 128 * 1024;
 /// Windows of these streams together stay below that of the connection, on both sides.
 const DUPLEX_MAX: usize = 64;

@@ -125,6 +125,8 @@ pub(super) async fn exec_sync(
                 result.timed_out = timed_out;
                 return Ok(result);
             }
+            // There is no input.
+            Some(Output::Taken(_)) => {}
             None => return Err(SessionError::Violation("an empty message of an exec".to_owned())),
         }
     }
