@@ -37,6 +37,7 @@ mod config;
 mod connect;
 mod container_plan;
 mod containers;
+mod interactive;
 pub(crate) mod life;
 mod link;
 mod log_pump;
@@ -75,9 +76,9 @@ use crate::ids::{ContainerId, SandboxId};
 use crate::record::{
     Change, RecordError, Table, container, node as node_record, sandbox as sandbox_record,
 };
-use crate::session::{AgentSession, ExecRequest, ExecResult, MachineUsage, SessionError};
+use crate::session::{AgentSession, MachineUsage, SessionError};
 use crate::spec::{ContainerSpec, SandboxSpec};
-use crate::status::{ContainerState, ContainerStatus, Phase, SandboxStatus, Timeline};
+use crate::status::{ContainerStatus, Phase, SandboxStatus, Timeline};
 
 /// Runs sandboxes. Cheap to clone; all clones are one engine.
 #[derive(Clone)]
@@ -260,41 +261,6 @@ impl Engine {
     /// All containers, from what the node holds.
     pub fn containers(&self) -> Vec<ContainerStatus> {
         self.node.board.containers()
-    }
-
-    /// Runs a command in a running container to its end. `timeout` kills it and gives [`EngineError::ExecTimedOut`].
-    pub async fn exec_sync(
-        &self,
-        id: &ContainerId,
-        args: Vec<String>,
-        timeout: Option<Duration>,
-    ) -> Result<ExecResult, EngineError> {
-        let _call = self.call()?;
-        let status =
-            self.container(id).ok_or_else(|| EngineError::ContainerNotFound(id.clone()))?;
-        if status.state != ContainerState::Running {
-            return Err(EngineError::WrongState {
-                subject: format!("container {id}"),
-                state: format!("{:?}", status.state).to_lowercase(),
-                needed: "it has to run for that".to_owned(),
-            });
-        }
-        let session = self.session(&status.sandbox)?;
-        let request =
-            ExecRequest { container: id.clone(), args, timeout, output_limit: EXEC_OUTPUT_MAX };
-        // The agent kills it in time; ours is the backstop for an agent that does not.
-        let limit = timeout.map_or(EXEC_MAX, |timeout| timeout.saturating_add(AGENT_CALL));
-        let result = match tokio::time::timeout(limit, session.exec_sync(request)).await {
-            Ok(answer) => answer.map_err(|cause| EngineError::Agent {
-                action: "run a command".to_owned(),
-                cause,
-            })?,
-            Err(_) => return Err(EngineError::ExecTimedOut(timeout.unwrap_or(limit))),
-        };
-        match timeout {
-            Some(limit) if result.timed_out => Err(EngineError::ExecTimedOut(limit)),
-            _ => Ok(result),
-        }
     }
 
     /// Closes a container's log file and opens it by its name again, for log rotation.
@@ -526,8 +492,4 @@ fn check_log_path(spec: &ContainerSpec) -> Result<(), EngineError> {
 }
 
 const CALLS_MAX: usize = 4096;
-/// What one stream of a command's output may be; CRI has the same bound.
-const EXEC_OUTPUT_MAX: usize = 16 * 1024 * 1024;
-/// A command without a timeout ends with its session at the latest, or with this.
-const EXEC_MAX: Duration = Duration::from_secs(24 * 3600);
 const GRACE_MAX: Duration = Duration::from_secs(24 * 3600);
