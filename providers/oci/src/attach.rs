@@ -1,6 +1,7 @@
 //! The container's own streams, for clients that come and go.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use infranetes_sdk::v1::attach_input::Input as Part;
@@ -15,6 +16,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 
 use crate::container::{Container, Input};
+use crate::live::Listener;
 
 /// Connects a client: output from now on, and its input if the container has one.
 pub(crate) fn attach(
@@ -25,19 +27,20 @@ pub(crate) fn attach(
         return Err(ProviderError::conflict(format!("container {} does not run", container.id())));
     }
     let (sender, outputs) = stream::channel(OUTPUTS);
-    let live = container.live.subscribe();
+    let live = container.live.join();
     tokio::spawn(async move {
-        let is_once = container.request.process.as_ref().is_some_and(|process| process.stdin_once);
+        let mut brought_input = false;
         let ended = tokio::select! {
             ended = forward(&container, live, &sender) => ended,
-            error = write_input(&container, input) => Err(error),
+            error = write_input(&container, input, &mut brought_input) => Err(error),
             () = sender.closed() => Ok(()),
         };
+        // Before the client hears of its end, which may take as long as it likes.
+        if brought_input && is_once(&container) {
+            close_input(&mut *container.input.lock().await).await;
+        }
         if let Err(error) = ended {
             let _ = sender.send(Err(error)).await;
-        }
-        if is_once {
-            *container.input.lock().await = Input::Closed;
         }
     });
     Ok(outputs)
@@ -94,7 +97,7 @@ pub(crate) fn logs(
 
 async fn forward(
     container: &Container,
-    mut live: tokio::sync::broadcast::Receiver<crate::container::Live>,
+    mut live: Listener,
     output: &mpsc::Sender<Result<AttachOutput>>,
 ) -> Result<()> {
     let mut status = container.status.subscribe();
@@ -103,7 +106,7 @@ async fn forward(
     loop {
         let piece = tokio::select! {
             biased;
-            piece = live.recv() => piece,
+            piece = live.next() => piece,
             // All that was written before the end is in the channel by then.
             _ = &mut ended => return Ok(()),
         };
@@ -127,29 +130,47 @@ async fn forward(
     }
 }
 
-/// Passes input on; comes back only with an error.
-async fn write_input(container: &Container, mut input: BoxStream<AttachInput>) -> ProviderError {
+fn is_once(container: &Container) -> bool {
+    container.request.process.as_ref().is_some_and(|process| process.stdin_once)
+}
+
+/// Ends a container's input: for a terminal that is control-D.
+async fn close_input(input: &mut Input) {
+    if let Input::Terminal(console) = input {
+        let _ = tokio::time::timeout(CLOSE_LIMIT, console.close_input()).await;
+    }
+    *input = Input::Closed;
+}
+
+/// Passes input on; comes back only with an error. A client that never sends any, not even an empty piece, brings none.
+async fn write_input(
+    container: &Container,
+    mut input: BoxStream<AttachInput>,
+    brought_input: &mut bool,
+) -> ProviderError {
     while let Some(message) = input.next().await {
         let part = match message {
             Ok(message) => message.input,
             Err(error) => return error,
         };
+        *brought_input |= matches!(part, Some(Part::Stdin(_) | Part::StdinClosed(_)));
         let mut target = container.input.lock().await;
         let written = match (part, &mut *target) {
+            (Some(Part::Stdin(data)), Input::Closed) if data.is_empty() => Ok(()),
             (Some(Part::Stdin(_)), Input::Closed) => {
                 return ProviderError::conflict("the container's input is closed");
             }
             (Some(Part::Stdin(data)), Input::Pipe(pipe)) => pipe.write_all(&data).await,
             (Some(Part::Stdin(data)), Input::Terminal(console)) => console.write_all(&data).await,
-            (Some(Part::StdinClosed(_)), Input::Terminal(console)) => console.close_input().await,
             (Some(Part::StdinClosed(_)), input) => {
                 // Another client may still want to write, unless the first was to be the last.
-                if container.request.process.as_ref().is_some_and(|process| process.stdin_once) {
-                    *input = Input::Closed;
+                if is_once(container) {
+                    close_input(input).await;
                 }
                 Ok(())
             }
             (Some(Part::Resize(size)), Input::Terminal(console)) => console.resize(&size),
+            (Some(Part::Resize(_)), _) if container.process.terminal => Ok(()),
             (Some(Part::Resize(_)), _) => {
                 return ProviderError::invalid("only a terminal has a size");
             }
@@ -165,3 +186,5 @@ async fn write_input(container: &Container, mut input: BoxStream<AttachInput>) -
 }
 
 const OUTPUTS: usize = 16;
+/// A terminal whose program reads nothing takes no control-D either.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);

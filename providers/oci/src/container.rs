@@ -33,6 +33,7 @@ use crate::console::{Console, ConsoleSocket};
 use crate::convert::spec::Process;
 use crate::error::io_error;
 use crate::image::LayerPath;
+use crate::live::Audience;
 use crate::rootfs::Rootfs;
 use crate::spool::{CHUNK_BYTES, Spool};
 use crate::stats::LayerUsage;
@@ -48,7 +49,7 @@ pub(crate) struct Container {
     pub(crate) layer: LayerUsage,
     pub(crate) spool: Arc<Spool>,
     /// What attached clients see, from now on.
-    pub(crate) live: broadcast::Sender<Live>,
+    pub(crate) live: Audience,
     pub(crate) status: watch::Sender<ContainerStatus>,
     pub(crate) input: tokio::sync::Mutex<Input>,
     /// One start at a time; also held while it is removed.
@@ -56,13 +57,6 @@ pub(crate) struct Container {
     running: Mutex<Option<Arc<OwnedFd>>>,
     /// What came on standard error before the program was seen running: it may be the runtime's.
     early: Mutex<Vec<u8>>,
-}
-
-/// A piece of output, as attached clients get it.
-#[derive(Debug, Clone)]
-pub(crate) struct Live {
-    pub(crate) stream: LogStream,
-    pub(crate) data: Arc<[u8]>,
 }
 
 /// Where standard input goes.
@@ -118,7 +112,7 @@ impl Container {
             cgroup: parts.cgroup,
             layer: LayerUsage::default(),
             spool: Arc::new(parts.spool),
-            live: broadcast::Sender::new(LIVE_CHUNKS),
+            live: Audience::new(),
             status: watch::Sender::new(status),
             input: tokio::sync::Mutex::default(),
             turn: tokio::sync::Mutex::default(),
@@ -478,13 +472,13 @@ fn tell(told: &mut Option<Told>, result: Result<()>) {
 }
 
 /// Where output comes from.
-enum Source {
+pub(crate) enum Source {
     Pipe(Box<dyn AsyncRead + Send + Unpin>),
     Console(Arc<Console>),
 }
 
 impl Source {
-    async fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+    pub(crate) async fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         match self {
             Self::Pipe(pipe) => pipe.read(buffer).await,
             Self::Console(console) => console.read(buffer).await,
@@ -500,10 +494,7 @@ async fn pump(mut source: Source, stream: LogStream, container: Arc<Container>) 
             Ok(count) => {
                 let data = &buffer[..count];
                 container.keep_early(stream, data);
-                // Nobody may be attached; then nothing is copied.
-                if container.live.receiver_count() > 0 {
-                    let _ = container.live.send(Live { stream, data: data.into() });
-                }
+                container.live.show(stream, data).await;
                 container.spool.push(stream, now_unix_ns(), data).await;
             }
             Err(error) => {
@@ -526,7 +517,6 @@ pub(crate) fn now_unix_ns() -> u64 {
 }
 
 const EARLY_BYTES: usize = 1024;
-const LIVE_CHUNKS: usize = 64;
 const START_POLL: Duration = Duration::from_millis(2);
 /// Within this the runtime ends, when nothing outlives the program.
 const END_LIMIT: Duration = Duration::from_millis(200);

@@ -12,14 +12,14 @@ use infranetes_sdk::v1::exec_output::Output;
 use infranetes_sdk::v1::{ContainerState, ExecExit, ExecInput, ExecOutput, ExecStart};
 use infranetes_sdk::{BoxStream, ProviderError, Result, stream};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::client::{RunFiles, Runtime, Streams, exit_code, failed_exec_code, runtime_failed};
 use crate::console::{Console, ConsoleSocket};
-use crate::container::Container;
+use crate::container::{Container, Source};
 use crate::error::io_error;
 use crate::spool::CHUNK_BYTES;
 
@@ -119,8 +119,10 @@ impl Exec {
             limit => Duration::from_millis(limit),
         };
         let mut readers = Vec::new();
+        let (over, is_over) = watch::channel(false);
+        let drive = self.drive(input, &output, &is_over, &mut readers);
         let ended = tokio::select! {
-            ended = timeout(limit, self.drive(input, &output, &mut readers)) => ended,
+            ended = timeout(limit, drive) => ended,
             // Whoever dropped the output wants the end of it.
             () = output.closed() => {
                 self.kill().await;
@@ -139,13 +141,9 @@ impl Exec {
                 ExecExit { code: KILLED, timed_out: true }
             }
         };
-        // A process that was left behind may hold the pipes for ever: what it writes later is nobody's.
-        let mut reading = futures::future::join_all(readers.iter_mut());
-        let _ = timeout(DRAIN_LIMIT, &mut reading).await;
-        drop(reading);
-        for reader in &readers {
-            reader.abort();
-        }
+        // What the program left is read to its end, however slowly the client takes it.
+        over.send_replace(true);
+        futures::future::join_all(readers).await;
         let _ = output.send(Ok(ExecOutput { output: Some(Output::Exit(exit)) })).await;
     }
 
@@ -153,6 +151,7 @@ impl Exec {
         &mut self,
         input: BoxStream<ExecInput>,
         output: &Sender,
+        is_over: &watch::Receiver<bool>,
         readers: &mut Vec<tokio::task::JoinHandle<()>>,
     ) -> Result<i32> {
         let console = match &self.socket {
@@ -163,13 +162,16 @@ impl Exec {
             None => None,
         };
         if let Some(console) = &console {
-            readers.push(tokio::spawn(read_console(console.clone(), output.clone())));
+            let (source, output) = (Source::Console(console.clone()), output.clone());
+            readers.push(tokio::spawn(read(source, Output::Stdout, output, is_over.clone())));
         }
         if let Some(stdout) = self.child.stdout.take() {
-            readers.push(tokio::spawn(read_pipe(stdout, Output::Stdout, output.clone())));
+            let (source, output) = (Source::Pipe(Box::new(stdout)), output.clone());
+            readers.push(tokio::spawn(read(source, Output::Stdout, output, is_over.clone())));
         }
         if let Some(stderr) = self.child.stderr.take() {
-            readers.push(tokio::spawn(read_pipe(stderr, Output::Stderr, output.clone())));
+            let (source, output) = (Source::Pipe(Box::new(stderr)), output.clone());
+            readers.push(tokio::spawn(read(source, Output::Stderr, output, is_over.clone())));
         }
         let writing = write_input(input, self.child.stdin.take(), console);
         let status = tokio::select! {
@@ -216,6 +218,7 @@ async fn write_input(
     mut stdin: Option<ChildStdin>,
     console: Option<Arc<Console>>,
 ) -> ProviderError {
+    let has_input = stdin.is_some();
     while let Some(message) = input.next().await {
         let written = match (message, &console) {
             (Err(error), _) => return error,
@@ -224,6 +227,8 @@ async fn write_input(
             }
             (Ok(ExecInput { input: Some(Part::Stdin(data)) }), None) => match &mut stdin {
                 Some(pipe) => pipe.write_all(&data).await,
+                // It closed its input, and whoever types may not know yet.
+                None if has_input => Ok(()),
                 None => return ProviderError::invalid("input came for a program without input"),
             },
             (Ok(ExecInput { input: Some(Part::StdinClosed(_)) }), Some(console)) => {
@@ -251,28 +256,37 @@ async fn write_input(
     std::future::pending().await
 }
 
-async fn read_pipe(
-    mut pipe: impl tokio::io::AsyncRead + Unpin,
+/// Passes output on to its end. Once the program is over that is what it left: a process that it left behind may hold the pipe
+/// for ever, and what that writes later is nobody's.
+async fn read(
+    mut source: Source,
     wrap: fn(Vec<u8>) -> Output,
     output: Sender,
+    mut is_over: watch::Receiver<bool>,
 ) {
     let mut buffer = vec![0; CHUNK_BYTES];
-    while let Ok(count @ 1..) = pipe.read(&mut buffer).await {
+    let mut left_bytes = LEFT_BYTES;
+    loop {
+        let read = tokio::select! {
+            biased;
+            read = source.read(&mut buffer) => read,
+            () = silence(&mut is_over) => return,
+        };
+        let Ok(count @ 1..) = read else { return };
+        if *is_over.borrow() {
+            left_bytes = left_bytes.saturating_sub(count);
+        }
         let message = ExecOutput { output: Some(wrap(buffer[..count].to_vec())) };
-        if output.send(Ok(message)).await.is_err() {
+        if output.send(Ok(message)).await.is_err() || left_bytes == 0 {
             return;
         }
     }
 }
 
-async fn read_console(console: Arc<Console>, output: Sender) {
-    let mut buffer = vec![0; CHUNK_BYTES];
-    while let Ok(count @ 1..) = console.read(&mut buffer).await {
-        let message = ExecOutput { output: Some(Output::Stdout(buffer[..count].to_vec())) };
-        if output.send(Ok(message)).await.is_err() {
-            return;
-        }
-    }
+/// Waits until the program is over, and then a little.
+async fn silence(is_over: &mut watch::Receiver<bool>) {
+    let _ = is_over.wait_for(|is_over| *is_over).await;
+    sleep(DRAIN_LIMIT).await;
 }
 
 /// Kills a process, its descendants, and all in their sessions, until none is left.
@@ -365,6 +379,8 @@ const OUTPUTS: usize = 16;
 /// The exit code of what SIGKILL ended.
 const KILLED: i32 = 137;
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+/// More than any pipe holds.
+const LEFT_BYTES: usize = 2 << 20;
 const KILL_ROUNDS: u32 = 200;
 const KILL_PAUSE: Duration = Duration::from_millis(10);
 const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);

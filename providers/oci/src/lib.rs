@@ -16,6 +16,7 @@ mod error;
 mod exec;
 mod image;
 mod image_mounts;
+mod live;
 mod pause;
 mod provider;
 mod rootfs;
