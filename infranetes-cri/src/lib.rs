@@ -4,6 +4,7 @@
 //! - [`config`]: what an operator says, as types.
 //! - [`convert`]: the only place that knows both CRI's words and the engine's.
 //! - [`service`]: CRI's two services, one line for each RPC.
+//! - [`streaming`]: exec, attach and port-forward, for whoever has a link.
 //! - [`daemon`]: what is started in which order.
 //!
 //! All that is done with machines is `infranetes-core`'s; this crate wires and translates.
@@ -14,6 +15,7 @@ pub mod convert;
 pub mod daemon;
 pub mod logging;
 pub mod service;
+pub mod streaming;
 
 /// An error and its causes in one line, as people are used to read them: "cannot X: cannot Y: no such file".
 pub fn chain(error: &dyn std::error::Error) -> String {

@@ -11,6 +11,8 @@ use infranetes_cri::api::v1::{self as cri};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::streams::Wanted;
+
 /// Both services of one daemon. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
@@ -147,6 +149,51 @@ impl Client {
             timeout: EXEC_SECONDS,
         };
         Ok(self.runtime.exec_sync(request).await?.into_inner())
+    }
+
+    /// A link for a command on streams.
+    pub async fn exec_link(
+        &mut self,
+        container: &str,
+        command: &[&str],
+        wanted: Wanted,
+    ) -> Result<String, tonic::Status> {
+        let request = cri::ExecRequest {
+            container_id: container.to_owned(),
+            cmd: command.iter().map(|word| (*word).to_owned()).collect(),
+            tty: wanted.tty,
+            stdin: wanted.stdin,
+            stdout: wanted.stdout,
+            stderr: wanted.stderr,
+        };
+        Ok(self.runtime.exec(request).await?.into_inner().url)
+    }
+
+    /// A link for a container's own streams.
+    pub async fn attach_link(
+        &mut self,
+        container: &str,
+        wanted: Wanted,
+    ) -> Result<String, tonic::Status> {
+        let request = cri::AttachRequest {
+            container_id: container.to_owned(),
+            tty: wanted.tty,
+            stdin: wanted.stdin,
+            stdout: wanted.stdout,
+            stderr: wanted.stderr,
+        };
+        Ok(self.runtime.attach(request).await?.into_inner().url)
+    }
+
+    /// A link for connections to a sandbox's ports.
+    pub async fn port_forward_link(
+        &mut self,
+        sandbox: &str,
+        ports: &[i32],
+    ) -> Result<String, tonic::Status> {
+        let request =
+            cri::PortForwardRequest { pod_sandbox_id: sandbox.to_owned(), port: ports.to_vec() };
+        Ok(self.runtime.port_forward(request).await?.into_inner().url)
     }
 
     /// A container's status.

@@ -18,6 +18,7 @@ pub mod namespaces;
 pub mod node;
 pub mod registry;
 pub mod sim;
+pub mod streams;
 pub mod stuck_kernel;
 pub mod tutorial;
 pub mod wait;

@@ -21,6 +21,7 @@ pub(super) struct File {
     pub(super) handlers: BTreeMap<String, Handler>,
     pub(super) images: Images,
     pub(super) agent: Agent,
+    pub(super) streaming: Streaming,
     pub(super) limits: Limits,
     pub(super) log: Log,
 }
@@ -86,6 +87,15 @@ pub(super) struct Agent {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct Streaming {
+    pub(super) listen: Option<String>,
+    pub(super) certificate_file: Option<PathBuf>,
+    pub(super) key_file: Option<PathBuf>,
+    pub(super) idle_timeout: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct Limits {
     pub(super) concurrent_creates: Option<usize>,
     pub(super) message_mib: Option<usize>,
@@ -119,6 +129,7 @@ pub(super) fn tables() -> Vec<Table> {
         Table::of::<Registry>("images.registries.*"),
         Table::of::<Endpoint>("images.registries.*.mirrors.[]"),
         Table::of::<Agent>("agent"),
+        Table::of::<Streaming>("streaming"),
         Table::of::<Limits>("limits"),
         Table::of::<Log>("log"),
     ]

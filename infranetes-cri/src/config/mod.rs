@@ -11,6 +11,7 @@ mod error;
 mod file;
 mod instance;
 mod resolve;
+mod streaming;
 mod units;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,8 @@ use std::time::Duration;
 
 use infranetes_core::engine::HandlerConfig;
 use infranetes_core::image::RegistriesConfig;
+
+use crate::streaming::StreamingConfig;
 
 pub use self::error::ConfigError;
 pub use self::instance::{ProviderInstance, read_instance, read_instances};
@@ -49,6 +52,8 @@ pub struct Config {
     pub agent_stats_period: Duration,
     /// How long calls that run may go on when the daemon is told to end.
     pub shutdown_grace: Duration,
+    /// The server for exec, attach and port-forward.
+    pub streaming: StreamingConfig,
     /// Bounds.
     pub limits: Limits,
     /// Logging.

@@ -14,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 use super::error::Invalid;
 use super::{Config, Images, Limits, Log, LogFormat, file, units};
 
-type Result<T> = std::result::Result<T, Invalid>;
+pub(super) type Result<T> = std::result::Result<T, Invalid>;
 
 pub(super) fn resolve(file: file::File) -> Result<Config> {
     let state_dir = directory(&["state_dir"], file.state_dir, STATE_DIR)?;
@@ -43,6 +43,7 @@ pub(super) fn resolve(file: file::File) -> Result<Config> {
             SHUTDOWN_GRACE,
             Duration::ZERO..=Duration::from_secs(600),
         )?,
+        streaming: super::streaming::resolve(file.streaming)?,
         limits: limits(&file.limits)?,
         log: log(file.log)?,
         state_dir,
@@ -66,7 +67,7 @@ fn directory(key: &[&str], value: Option<PathBuf>, default: &str) -> Result<Path
     absolute(key, path)
 }
 
-fn absolute(key: &[&str], path: PathBuf) -> Result<PathBuf> {
+pub(super) fn absolute(key: &[&str], path: PathBuf) -> Result<PathBuf> {
     if path.is_absolute() {
         Ok(path)
     } else {
@@ -296,7 +297,7 @@ fn count(key: &[&str], value: Option<usize>, default: usize, most: usize) -> Res
     }
 }
 
-fn duration(
+pub(super) fn duration(
     key: &[&str],
     value: Option<String>,
     default: &str,

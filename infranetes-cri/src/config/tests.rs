@@ -52,6 +52,7 @@ fn all_keys() -> BTreeSet<String> {
         "handlers",
         "images",
         "agent",
+        "streaming",
         "limits",
         "log",
         "images.registries",

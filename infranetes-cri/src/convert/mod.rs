@@ -18,6 +18,7 @@ mod security;
 mod signal;
 mod stats;
 mod status;
+mod streams;
 
 pub use self::container::{container_spec, exec_args, exec_timeout, stop_grace};
 pub use self::error::{Refusal, fit_output, from_engine, from_kind, from_refusal};
@@ -31,6 +32,7 @@ pub use self::sandbox::sandbox_spec;
 pub use self::security::SeccompSource;
 pub use self::stats::{ContainerUsage, SandboxUsage, container_stats, sandbox_stats};
 pub use self::status::{container_item, container_status, nanos, sandbox_item, sandbox_status};
+pub use self::streams::{attach_target, exec_target, port_forward_target};
 
 #[cfg(test)]
 mod tests;

@@ -21,6 +21,7 @@ use infranetes_core::engine::{Engine, EngineConfig};
 use infranetes_core::error::EngineError;
 use infranetes_core::image::{ImageStore, ImageStoreConfig, OpenImageStoreError};
 use infranetes_sdk::PodProvider;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
@@ -31,12 +32,14 @@ pub use self::socket::{Socket, SocketError};
 pub use self::world::WorldError;
 use crate::config::{Config, ConfigError};
 use crate::service::{Cri, Services};
+use crate::streaming::{StreamingError, StreamingServer};
 
 /// A daemon that listens, and whose lists answer.
 pub struct Daemon {
     listener: tokio::net::UnixListener,
     engine: Engine,
     cri: Cri,
+    streaming: StreamingServer,
     shutdown_grace: Duration,
     // Dropped last and in this order: the socket's file goes before somebody else can have the state.
     _socket: Socket,
@@ -55,6 +58,9 @@ pub enum StartError {
     /// The socket cannot be waited for.
     #[error("the socket cannot be served")]
     Listen(#[source] std::io::Error),
+    /// The streaming server cannot be had.
+    #[error(transparent)]
+    Streaming(#[from] StreamingError),
     /// The directory of provider instances cannot be read.
     #[error(transparent)]
     Providers(#[from] ConfigError),
@@ -84,6 +90,7 @@ impl Daemon {
         let socket = Socket::bind(&config.socket)?;
         tracing::info!(socket = %config.socket.display(), "listening");
         let listener = socket.listener().map_err(StartError::Listen)?;
+        let streaming = StreamingServer::bind(&config.streaming).await?;
         let images = ImageStore::open(image_store(&config));
         let (providers, images) = tokio::join!(providers::load(&config, &state, linked), images);
         let ((providers, plugins), images) = (providers?, images?);
@@ -93,8 +100,9 @@ impl Daemon {
         tracing::info!(sandboxes = engine.sandboxes().len(), "ready");
         Ok(Daemon {
             listener,
-            cri: Cri::new(engine.clone(), images, config.limits.message_bytes)
+            cri: Cri::new(engine.clone(), images, streaming.links(), config.limits.message_bytes)
                 .with_plugins(plugins),
+            streaming,
             engine,
             shutdown_grace: config.shutdown_grace,
             _socket: socket,
@@ -115,6 +123,9 @@ impl Daemon {
                 let _ = stopping.wait_for(|stop| *stop).await;
             });
         let mut serving = std::pin::pin!(serving);
+        // Ends with this function, and cuts off its streams: nobody could say to whom they belong afterwards.
+        let mut streaming = JoinSet::new();
+        streaming.spawn(self.streaming.serve(self.engine.clone()));
         notify.ready();
         tokio::select! {
             result = &mut serving => return result.map_err(ServeError),

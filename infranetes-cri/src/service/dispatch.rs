@@ -151,19 +151,19 @@ impl RuntimeService for Cri {
         answer("UpdateContainerResources", self.update_container(request.into_inner())).await
     }
 
-    async fn exec(&self, _: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
-        not_supported("Exec", "only ExecSync runs commands")
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
+        answer("Exec", async { Cri::exec(self, request.into_inner()) }).await
     }
 
-    async fn attach(&self, _: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
-        not_supported("Attach", "a container's output is in its log")
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
+        answer("Attach", async { Cri::attach(self, request.into_inner()) }).await
     }
 
     async fn port_forward(
         &self,
-        _: Request<v1::PortForwardRequest>,
+        request: Request<v1::PortForwardRequest>,
     ) -> Answer<v1::PortForwardResponse> {
-        not_supported("PortForward", "a pod is reached at its own address")
+        answer("PortForward", async { Cri::port_forward(self, request.into_inner()) }).await
     }
 
     async fn container_stats(

@@ -7,6 +7,7 @@ mod containers;
 mod deadline;
 mod dispatch;
 mod images;
+mod interactive;
 mod limits;
 mod node;
 mod route;
@@ -26,6 +27,7 @@ use tonic::Status;
 
 pub use self::route::Services;
 use crate::convert::{self, IdText};
+use crate::streaming::Links;
 
 /// The CRI server. Cheap to clone; all clones are one server.
 #[derive(Clone)]
@@ -34,22 +36,23 @@ pub struct Cri(Arc<Inner>);
 struct Inner {
     engine: Engine,
     images: ImageStore,
+    links: Links,
     message_bytes: usize,
     plugins: BTreeMap<String, LoadedPlugin>,
 }
 
 impl Cri {
-    /// A server for an engine and its images, whose messages have at most `message_bytes`.
-    pub fn new(engine: Engine, images: ImageStore, message_bytes: usize) -> Cri {
-        Cri(Arc::new(Inner { engine, images, message_bytes, plugins: BTreeMap::new() }))
+    /// A server for an engine and its images, whose messages have at most `message_bytes`; what is streamed goes over `links`.
+    pub fn new(engine: Engine, images: ImageStore, links: Links, message_bytes: usize) -> Cri {
+        Cri(Arc::new(Inner { engine, images, links, message_bytes, plugins: BTreeMap::new() }))
     }
 
     /// Looks at these plugins, by their instances' names, when it says which handlers are ready.
     #[must_use]
     pub fn with_plugins(self, plugins: BTreeMap<String, LoadedPlugin>) -> Cri {
-        let Inner { engine, images, message_bytes, .. } = &*self.0;
-        let (engine, images) = (engine.clone(), images.clone());
-        Cri(Arc::new(Inner { engine, images, message_bytes: *message_bytes, plugins }))
+        let Inner { engine, images, links, message_bytes, .. } = &*self.0;
+        let (engine, images, links) = (engine.clone(), images.clone(), links.clone());
+        Cri(Arc::new(Inner { engine, images, links, message_bytes: *message_bytes, plugins }))
     }
 
     /// Why a provider that was loaded cannot be used now.
