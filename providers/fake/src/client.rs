@@ -13,6 +13,7 @@ use crate::script::{
     Behaviour, FaultAction, Method, Outcome, QuotaLimits, Script, Span, Throttle, Tokens,
 };
 use crate::state::{Bucket, Change, Console, Record, State};
+use crate::volumes::check_exists;
 
 /// What the cloud decided about one call before it does anything.
 struct Verdict {
@@ -133,6 +134,7 @@ impl Client {
         }
         check_quota(&self.script.quota, state, &machine_type)?;
         for disk in &request.disks {
+            check_exists(state, &disk.volume_id)?;
             check_not_attached(state, &disk.volume_id, "")?;
         }
         Ok(self.add_machine(state, now, request, machine_type))
@@ -307,6 +309,7 @@ impl Client {
         volume: &str,
     ) -> Result<(), CloudError> {
         visible(state, id, now)?;
+        check_exists(state, volume)?;
         check_not_attached(state, volume, id)?;
         mark(state, id, |record| {
             record.view.attached.insert(volume.to_owned());

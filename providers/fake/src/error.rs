@@ -11,6 +11,8 @@ use crate::script::{Failure, Method};
 pub(crate) enum CloudError {
     #[error("machine {id:?} does not exist")]
     NoSuchMachine { id: String },
+    #[error("volume {id:?} does not exist")]
+    NoSuchVolume { id: String },
     #[error("{}", .0.message)]
     Scripted(Failure),
     #[error("the cloud's answer to {method:?} was lost")]
@@ -35,7 +37,7 @@ impl CloudError {
     /// Of which kind it is.
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoSuchMachine { .. } => ErrorKind::NotFound,
+            Self::NoSuchMachine { .. } | Self::NoSuchVolume { .. } => ErrorKind::NotFound,
             Self::Scripted(failure) => failure.kind,
             Self::LostAnswer { .. } => ErrorKind::Transient,
             Self::Throttled { .. } => ErrorKind::Throttled,

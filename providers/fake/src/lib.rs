@@ -1,7 +1,7 @@
 //! A cloud in memory, for tests, for authors, and for trying things out.
 //!
-//! [`FakeProvider`] keeps every promise of [`PodProvider`](infranetes_sdk::PodProvider) and passes the conformance suite
-//! like any other provider. What makes it useful is that a [`Script`] lets it be as slow, forgetful and unlucky as real
+//! [`FakeProvider`] keeps every promise of [`PodProvider`](infranetes_sdk::PodProvider) and
+//! [`VolumeProvider`](infranetes_sdk::VolumeProvider), and passes the conformance suites like any other provider. What makes it useful is that a [`Script`] lets it be as slow, forgetful and unlucky as real
 //! clouds are: calls take time, fail by kind, or take effect and lose their answer; machines hide from listings, fail
 //! after they were accepted, never come up, vanish, or leave disks behind. Everything is decided by a seed and by tokio's
 //! clock, so that the same run happens again, also under paused time.
@@ -22,6 +22,7 @@ mod provider;
 mod script;
 mod state;
 mod streams;
+mod volumes;
 
 pub use cloud::{CallRecord, FakeCloud, LeftoverView, MachineView, Phase};
 pub use config::Config;
@@ -43,7 +44,8 @@ impl Plugin for Fake {
 
     async fn start(_host: Host, config: Config) -> Result<Providers> {
         let cloud = FakeCloud::new(config.seed);
-        Ok(Providers::default().with_pods(FakeProvider::new(cloud, config.script)))
+        let provider = FakeProvider::new(cloud, config.script);
+        Ok(Providers::default().with_pods(provider.clone()).with_volumes(provider))
     }
 }
 

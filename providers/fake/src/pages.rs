@@ -23,14 +23,20 @@ pub(crate) fn list(
     });
     let page: Vec<_> = rest.by_ref().take(size).collect();
     let next_page_token = match (rest.next(), page.last()) {
-        (Some(_), Some(last)) => format!("{TOKEN}{}", last.view.number),
+        (Some(_), Some(last)) => page_token(last.view.number),
         _ => String::new(),
     };
     let machines = page.into_iter().map(|record| convert::machine(&record.view)).collect();
     Ok(ListResponse { machines, next_page_token })
 }
 
-fn position(token: &str) -> Result<u64, CloudError> {
+/// The page after the machine or volume of this number.
+pub(crate) fn page_token(number: u64) -> String {
+    format!("{TOKEN}{number}")
+}
+
+/// The number after which a page begins.
+pub(crate) fn position(token: &str) -> Result<u64, CloudError> {
     if token.is_empty() {
         return Ok(0);
     }

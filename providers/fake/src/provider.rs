@@ -24,7 +24,7 @@ use crate::{convert, plan, streams};
 /// Holds no state of its own: a new provider over the same cloud goes on where the last one was dropped.
 #[derive(Clone, Debug)]
 pub struct FakeProvider {
-    client: Client,
+    pub(crate) client: Client,
 }
 
 impl FakeProvider {
@@ -38,7 +38,7 @@ impl FakeProvider {
         &self.client.cloud
     }
 
-    fn need(&self, feature: Feature, method: &'static str) -> Result<()> {
+    pub(crate) fn need(&self, feature: Feature, method: &'static str) -> Result<()> {
         match self.client.script.lacks(feature) {
             true => Err(CloudError::Unsupported(method).into()),
             false => Ok(()),

@@ -113,6 +113,12 @@ pub enum Method {
     Events,
     Sweep,
     Quota,
+    CreateVolume,
+    GetVolume,
+    ListVolumes,
+    ExpandVolume,
+    SnapshotVolume,
+    DeleteVolume,
 }
 
 /// Which calls, or which machines, a rule is about. Counting starts at 1 and goes on over restarts of a provider,
@@ -358,6 +364,8 @@ pub enum Feature {
     Events,
     Sweep,
     Quota,
+    Expand,
+    Snapshot,
 }
 
 /// A length of time, or a range that the cloud's seed draws from. In configuration: `250` or `[100, 400]`, in

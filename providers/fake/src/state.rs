@@ -12,12 +12,14 @@ use tokio::time::Instant;
 
 use crate::cloud::{CallRecord, LeftoverView, MachineView, Phase};
 use crate::script::{Failure, FaultAction, FaultRule, Method, Span, When};
+use crate::volumes::Volumes;
 
 /// Everything that a cloud knows.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) machines: BTreeMap<String, Record>,
     pub(crate) leftovers: BTreeMap<String, LeftoverView>,
+    pub(crate) volumes: Volumes,
     pub(crate) calls: BTreeMap<Method, u64>,
     pub(crate) created: u64,
     pub(crate) created_by_name: BTreeMap<String, u64>,
@@ -92,6 +94,7 @@ impl State {
         Self {
             machines: BTreeMap::new(),
             leftovers: BTreeMap::new(),
+            volumes: Volumes::default(),
             calls: BTreeMap::new(),
             created: 0,
             created_by_name: BTreeMap::new(),

@@ -182,3 +182,9 @@ pub(crate) fn run_name() -> String {
 }
 
 const POLL_PAUSE: Duration = Duration::from_millis(50);
+
+/// How many callers ask for the same thing at once.
+pub(crate) const CALLERS: usize = 8;
+
+/// How long after a deadline an answer may still come.
+pub(crate) const DEADLINE_GRACE: Duration = Duration::from_millis(500);

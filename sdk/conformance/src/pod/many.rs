@@ -9,7 +9,7 @@ use infranetes_sdk::pod::{CreateRequest, DestroyRequest};
 use tokio::time::timeout;
 
 use super::stage::Stage;
-use crate::check::{Outcome, Stop, ensure, ok, require};
+use crate::check::{CALLERS, DEADLINE_GRACE, Outcome, Stop, ensure, ok, require};
 
 pub(super) async fn destroy_at_once(stage: &Stage) -> Outcome {
     let machine = stage.create(&stage.request().await?).await?;
@@ -124,9 +124,3 @@ pub(super) async fn clean(stage: &Stage) -> Outcome {
     stage.wait_for_count(&stage.run_tags(), 0..=0).await?;
     stage.wait_until_swept().await
 }
-
-/// How many callers ask for the same thing at once.
-const CALLERS: usize = 8;
-
-/// How long after a deadline an answer may still come.
-const DEADLINE_GRACE: Duration = Duration::from_millis(500);
