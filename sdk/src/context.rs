@@ -9,6 +9,17 @@ use crate::v1;
 
 /// Who asks, for how long, and on whose behalf.
 ///
+/// ```
+/// use infranetes_sdk::CallContext;
+/// use std::time::Duration;
+///
+/// # let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+/// # runtime.block_on(async {
+/// let context = CallContext::new("request-1").with_timeout(Duration::from_secs(5));
+/// assert!(context.remaining().unwrap() <= Duration::from_secs(5));
+/// # });
+/// ```
+///
 /// Dropping the future of a call cancels it: the provider's code stops at its next await point, so operations of
 /// many steps have to be resumable.
 #[derive(Clone, Debug, Default)]

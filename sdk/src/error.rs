@@ -11,6 +11,20 @@ pub type Result<T, E = ProviderError> = std::result::Result<T, E>;
 
 /// A failure with its kind, advice on retries, and the chain of its causes.
 ///
+/// ```
+/// use infranetes_sdk::{ErrorKind, ProviderError, RetryAdvice};
+/// use std::time::Duration;
+///
+/// let cause = std::io::Error::other("status 429");
+/// let error = ProviderError::throttled("cannot create the machine")
+///     .with_provider_code("RequestLimitExceeded")
+///     .with_retry(RetryAdvice::After(Duration::from_secs(2)))
+///     .with_source(cause);
+/// assert_eq!(error.kind, ErrorKind::Throttled);
+/// assert!(error.is_retryable());
+/// assert_eq!(error.chain(), "cannot create the machine: status 429");
+/// ```
+///
 /// The message is one sentence and never repeats what the causes say; [`Error::source`] walks the causes, also
 /// after the error came through the plugin boundary.
 pub struct ProviderError {

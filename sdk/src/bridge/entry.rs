@@ -142,11 +142,8 @@ fn make_runtime(
 /// More than this is a typing error in a configuration.
 const WORKER_THREADS_MAX: u32 = 64;
 
-/// Exports a [`Plugin`](crate::Plugin) from this library, so that a host can load it.
-///
-/// ```ignore
-/// export_provider!(Hello);
-/// ```
+/// Exports a [`Plugin`](crate::Plugin) from this library, so that a host can load it: `export_provider!(Cloud);`, as in the
+/// example of [the crate](crate).
 ///
 /// The crate is a `cdylib`; with `crate-type = ["cdylib", "rlib"]` it can be linked into a program as well, as many
 /// providers as one likes: the exported names end with the crate's name. A `cdylib` that links another provider's `rlib`
