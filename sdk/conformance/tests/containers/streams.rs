@@ -196,29 +196,17 @@ impl Liar {
             true => Some(self.turn.lock().await),
             false => None,
         };
-        let write = async |part: ExecOutputPart| {
-            // A reader that is gone ends the program from outside.
-            let _ = sender.send(Ok(ExecOutput { output: Some(part) })).await;
-        };
-        while program.echoes {
-            match input.next().await.and_then(Result::ok).and_then(|input| input.input) {
-                Some(ExecInputPart::Stdin(data)) => {
-                    let keep =
-                        if self.tells(Lie::LosesInput) { data.len() / 2 } else { data.len() };
-                    write(ExecOutputPart::Stdout(data[..keep].to_vec())).await;
-                }
-                Some(ExecInputPart::StdinClosed(_)) | None => break,
-                Some(_) => {}
-            }
+        if program.echoes {
+            self.echo(&mut input, sender).await;
         }
         for (pause, stream, text) in program.output {
             sleep(pause).await;
             let data = text.into_bytes();
-            write(match stream {
+            let part = match stream {
                 LogStream::Stderr if !self.tells(Lie::MixesStreams) => ExecOutputPart::Stderr(data),
                 _ => ExecOutputPart::Stdout(data),
-            })
-            .await;
+            };
+            write(sender, part).await;
         }
         match program.end {
             End::Exit(after, code) => {
@@ -230,4 +218,23 @@ impl Liar {
             End::Endless(_) => std::future::pending().await,
         }
     }
+
+    async fn echo(&self, input: &mut BoxStream<ExecInput>, sender: &Sender<Result<ExecOutput>>) {
+        loop {
+            match input.next().await.and_then(Result::ok).and_then(|input| input.input) {
+                Some(ExecInputPart::Stdin(data)) => {
+                    let keep =
+                        if self.tells(Lie::LosesInput) { data.len() / 2 } else { data.len() };
+                    write(sender, ExecOutputPart::Stdout(data[..keep].to_vec())).await;
+                }
+                Some(ExecInputPart::StdinClosed(_)) | None => return,
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+async fn write(sender: &Sender<Result<ExecOutput>>, part: ExecOutputPart) {
+    // A reader that is gone ends the program from outside.
+    let _ = sender.send(Ok(ExecOutput { output: Some(part) })).await;
 }
