@@ -12,12 +12,13 @@ use crate::listener::{Listen, ListenError};
 pub const USAGE: &str = "\
 usage: infranetes-agent --user-data FILE --plugins DIR --state DIR
                         [--listen tcp://ADDRESS:PORT | unix:///PATH] [--log error|warn|info|debug]
-                        [--own-machine | --isolate [--hostname NAME]]
+                        [--own-machine | --isolate [--hostname NAME] [--network PATH]]
        infranetes-agent --version
        infranetes-agent --pause [--user-namespace]
 
   --own-machine  hostname and kernel parameters of this machine are the pod's
   --isolate      run in new namespaces, which are the machine then
+  --network      with a network namespace that is there already, by its path
   --pause        only wait and reap: the first process of a pid namespace that containers share";
 
 /// What was asked for.
@@ -60,15 +61,18 @@ pub enum Place {
     /// All of it.
     Own,
     /// Make new namespaces, and run in them.
-    Isolate {
-        /// Their host name.
-        hostname: Option<String>,
-    },
+    Isolate(World),
     /// In the new namespaces: said by the keeper to the process that it starts.
-    Isolated {
-        /// Their host name.
-        hostname: Option<String>,
-    },
+    Isolated(World),
+}
+
+/// Namespaces that stand in for a machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct World {
+    /// Their host name.
+    pub hostname: Option<String>,
+    /// A network namespace that is there already; absent makes one with loopback alone.
+    pub network: Option<PathBuf>,
 }
 
 impl Command {
@@ -103,7 +107,7 @@ struct Given {
     plugins: Option<PathBuf>,
     state: Option<PathBuf>,
     log: Option<LevelFilter>,
-    hostname: Option<String>,
+    world: World,
     own: bool,
     isolate: bool,
     isolated: bool,
@@ -115,7 +119,7 @@ impl Given {
         name: &str,
         args: &mut impl Iterator<Item = OsString>,
     ) -> Result<(), UsageError> {
-        if !["--user-data", "--listen", "--plugins", "--state", "--log", "--hostname"]
+        if !["--user-data", "--listen", "--plugins", "--state", "--log", "--hostname", "--network"]
             .contains(&name)
         {
             return Err(UsageError::Unknown(name.to_owned()));
@@ -125,11 +129,12 @@ impl Given {
             "--user-data" => self.user_data = Some(value.into()),
             "--plugins" => self.plugins = Some(value.into()),
             "--state" => self.state = Some(value.into()),
+            "--network" => self.world.network = Some(value.into()),
             _ => {
                 let text = value.into_string().map_err(|_| UsageError::NotText)?;
                 match name {
                     "--listen" => self.listen = Some(Listen::parse(&text)?),
-                    "--hostname" => self.hostname = Some(text),
+                    "--hostname" => self.world.hostname = Some(text),
                     _ => {
                         let level = lines::parse_level(&text).ok_or(UsageError::Level(text))?;
                         self.log = Some(level);
@@ -141,12 +146,11 @@ impl Given {
     }
 
     fn args(self) -> Result<Args, UsageError> {
-        let hostname = self.hostname;
         let place = match (self.own, self.isolate, self.isolated) {
-            (false, true, false) => Place::Isolate { hostname },
-            (false, false, true) => Place::Isolated { hostname },
+            (false, true, false) => Place::Isolate(self.world),
+            (false, false, true) => Place::Isolated(self.world),
             (_, true, _) | (_, _, true) => return Err(UsageError::Places),
-            _ if hostname.is_some() => return Err(UsageError::HostnameAlone),
+            _ if self.world != World::default() => return Err(UsageError::WorldAlone),
             (true, ..) => Place::Own,
             (false, ..) => Place::Shared,
         };
@@ -190,8 +194,8 @@ pub enum UsageError {
     #[error("--own-machine and --isolate exclude each other")]
     Places,
     /// A name for nothing.
-    #[error("--hostname goes with --isolate only")]
-    HostnameAlone,
+    #[error("--hostname and --network go with --isolate only")]
+    WorldAlone,
     /// No address.
     #[error("--listen cannot be used")]
     Listen(#[from] ListenError),
@@ -210,14 +214,15 @@ mod tests {
     #[test]
     fn a_full_command_line_is_read() {
         let Command::Run(args) = parse(&format!(
-            "{NEEDED} --listen unix:///run/a.sock --log debug --isolate --hostname web"
+            "{NEEDED} --listen unix:///run/a.sock --log debug --isolate --hostname web --network /run/ns"
         ))
         .unwrap() else {
             panic!("no run")
         };
         assert_eq!(args.listen, Some(Listen::Unix("/run/a.sock".into())));
         assert_eq!(args.log, LevelFilter::DEBUG);
-        assert_eq!(args.place, Place::Isolate { hostname: Some("web".into()) });
+        let world = World { hostname: Some("web".into()), network: Some("/run/ns".into()) };
+        assert_eq!(args.place, Place::Isolate(world));
     }
 
     #[test]
@@ -239,7 +244,9 @@ mod tests {
         for (text, sentence) in cases {
             assert_eq!(parse(text).unwrap_err().to_string(), sentence);
         }
-        for more in ["--own-machine --isolate", "--hostname x", "--log loud", "--listen x"] {
+        for more in
+            ["--own-machine --isolate", "--hostname x", "--network /n", "--log loud", "--listen x"]
+        {
             assert!(parse(&format!("{NEEDED} {more}")).is_err(), "{more}");
         }
     }

@@ -7,15 +7,17 @@
 //! The keeper waits, passes signals on and ends with the agent's exit status. It holds one end of a pipe, and the kernel
 //! kills the agent when the keeper dies: with the first process of a pid namespace, everything in it dies.
 
+use std::fs::File;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitCode, Stdio};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::{Pid, sethostname};
 
+use crate::args::World;
 use crate::boot::network;
 
 /// Runs this program again as the first process of new namespaces, and waits for its end.
@@ -42,7 +44,7 @@ pub fn keep(args: impl IntoIterator<Item = std::ffi::OsString>) -> io::Result<Ex
 }
 
 /// Makes the rest of the namespaces, as their first process.
-pub fn enter(hostname: Option<&str>) -> io::Result<()> {
+pub fn enter(world: &World) -> io::Result<()> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
     // It was started as /proc/self/exe, and would be listed as "exe".
     nix::sys::prctl::set_name(c"infranetes-agent")?;
@@ -51,12 +53,12 @@ pub fn enter(hostname: Option<&str>) -> io::Result<()> {
     }
     // The keeper's mask was inherited.
     signals().thread_unblock()?;
-    unshare(
-        CloneFlags::CLONE_NEWNS
-            | CloneFlags::CLONE_NEWUTS
-            | CloneFlags::CLONE_NEWIPC
-            | CloneFlags::CLONE_NEWNET,
-    )?;
+    match &world.network {
+        // By its path in the node's file systems, and before anything else is unshared.
+        Some(path) => setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?,
+        None => unshare(CloneFlags::CLONE_NEWNET)?,
+    }
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC)?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -67,7 +69,7 @@ pub fn enter(hostname: Option<&str>) -> io::Result<()> {
         mount(Some("mqueue"), "/dev/mqueue", Some("mqueue"), quiet, none)?;
     }
     hide_hybrid_cgroups()?;
-    if let Some(hostname) = hostname {
+    if let Some(hostname) = &world.hostname {
         sethostname(hostname)?;
     }
     network::loopback_up()

@@ -15,11 +15,13 @@
 pub mod args;
 pub mod boot;
 pub mod identity;
+pub mod interfaces;
 pub mod invitation;
 pub mod isolate;
 pub mod lines;
 pub mod listener;
 pub mod machine;
+pub mod netlink;
 pub mod pause;
 pub mod plugins;
 pub mod reaper;

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use hyper_util::service::TowerToHyperService;
 use infranetes_agent_protocol::v1::agent_server::AgentServer;
 use infranetes_agent_protocol::v1::enrolment_server::EnrolmentServer;
 use infranetes_agent_protocol::{ENROLMENT_EXPORTER_LABEL, MAX_MESSAGE_BYTES};
+use nix::sched::{CloneFlags, setns};
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
@@ -62,13 +64,17 @@ impl Listen {
         }
     }
 
-    /// Listens. A unix socket is for its owner alone; a socket that a dead agent left behind is replaced.
-    pub async fn bind(&self) -> Result<Listener, ListenError> {
+    /// Listens, in a network namespace if one is given. A unix socket is for its owner alone; a socket that a dead agent left
+    /// behind is replaced.
+    pub async fn bind(&self, namespace: Option<OwnedFd>) -> Result<Listener, ListenError> {
         let failed = |cause| ListenError::NotBound { address: self.to_string(), cause };
         match self {
-            Self::Tcp(address) => {
-                TcpListener::bind(address).await.map(Listener::Tcp).map_err(failed)
+            Self::Tcp(address) => match namespace {
+                None => TcpListener::bind(address).await,
+                Some(namespace) => bind_in(namespace, *address).and_then(TcpListener::from_std),
             }
+            .map(Listener::Tcp)
+            .map_err(failed),
             Self::Unix(path) => bind_unix(path).map(Listener::Unix).map_err(failed),
         }
     }
@@ -108,6 +114,17 @@ impl Listener {
             }
         }
     }
+}
+
+/// A socket belongs for ever to the namespace in which it was made; a thread can be in another one than its process.
+fn bind_in(namespace: OwnedFd, address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let bound = std::thread::Builder::new().spawn(move || {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    })?;
+    bound.join().map_err(|_| std::io::Error::other("the thread that listens died"))?
 }
 
 fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
@@ -289,10 +306,10 @@ mod tests {
     async fn a_socket_of_a_dead_agent_is_replaced_and_that_of_a_living_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let listen = Listen::Unix(dir.path().join("agent.sock"));
-        let first = listen.bind().await.unwrap();
-        assert!(matches!(listen.bind().await, Err(ListenError::NotBound { .. })));
+        let first = listen.bind(None).await.unwrap();
+        assert!(matches!(listen.bind(None).await, Err(ListenError::NotBound { .. })));
         drop(first);
-        listen.bind().await.unwrap();
+        listen.bind(None).await.unwrap();
         let mode = std::fs::metadata(dir.path().join("agent.sock")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }

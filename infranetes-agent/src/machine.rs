@@ -31,6 +31,8 @@ pub struct Machine {
     pub volumes: Volumes,
     /// Whether hostname and kernel parameters are the pod's: not so for an agent that shares them with other programs.
     pub owned: bool,
+    /// Whether the machine's interfaces wait for the node's word: so where the agent is reached by a way of its own.
+    pub(crate) apart: bool,
     /// What the machine was bound to.
     pub(crate) binding: AsyncMutex<Option<BindRequest>>,
     /// Ids of removed containers, for those who watch.
@@ -54,6 +56,7 @@ impl Machine {
         etc: Etc,
         volumes: Volumes,
         owned: bool,
+        apart: bool,
     ) -> (Arc<Self>, mpsc::Receiver<Duration>) {
         let (shutdown, requests) = mpsc::channel(1);
         let machine = Self {
@@ -64,6 +67,7 @@ impl Machine {
             etc,
             volumes,
             owned,
+            apart,
             binding: AsyncMutex::new(None),
             removals: broadcast::channel(REMOVALS_MAX).0,
             starts: watch::Sender::new(0),

@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         }
     };
     let ended = match args.place {
-        Place::Isolate { .. } => isolate::keep(std::env::args_os().skip(1)).map_err(Into::into),
+        Place::Isolate(_) => isolate::keep(std::env::args_os().skip(1)).map_err(Into::into),
         _ => serve(args, times).map(|()| ExitCode::SUCCESS),
     };
     ended.unwrap_or_else(|error: Box<dyn std::error::Error>| {
@@ -45,8 +45,8 @@ fn main() -> ExitCode {
 
 fn serve(args: Args, times: BootTimes) -> Result<(), Box<dyn std::error::Error>> {
     lines::start(args.log);
-    if let Place::Isolated { hostname } = &args.place {
-        isolate::enter(hostname.as_deref())?;
+    if let Place::Isolated(world) = &args.place {
+        isolate::enter(world)?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -60,6 +60,7 @@ fn serve(args: Args, times: BootTimes) -> Result<(), Box<dyn std::error::Error>>
             containers: Containers::from(provider),
             state: args.state,
             owned: args.place != Place::Shared,
+            control: None,
             times: Arc::new(times),
         };
         let served = agent.listen().await?.serve().await;

@@ -1,5 +1,6 @@
 //! The life of an agent: listen, serve, and end in order.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,9 @@ pub struct Agent {
     pub state: PathBuf,
     /// Whether hostname and kernel parameters are the pod's.
     pub owned: bool,
+    /// The network namespace in which it listens, where that is not the pods': the interfaces of the machine are then set up
+    /// as the node says when it binds it.
+    pub control: Option<OwnedFd>,
     /// When things happened so far.
     pub times: Arc<BootTimes>,
 }
@@ -47,9 +51,10 @@ impl Agent {
         let etc = Etc::prepare(self.state.join("etc")).map_err(RunError::State)?;
         let volumes = Volumes::prepare(self.state.join("volumes")).map_err(RunError::State)?;
         let times = Arc::clone(&self.times);
+        let apart = self.control.is_some();
         let (machine, shutdowns) =
-            Machine::new(identity, self.containers, times, etc, volumes, self.owned);
-        let listener = listen.bind().await?;
+            Machine::new(identity, self.containers, times, etc, volumes, self.owned, apart);
+        let listener = listen.bind(self.control).await?;
         self.times.listening();
         tracing::info!(address = %listen, "listening");
         Ok(Running { machine, listener, shutdowns })

@@ -48,6 +48,7 @@ impl Guest {
                 .into(),
             state: dir.path().to_owned(),
             owned: false,
+            control: None,
             times: Arc::new(BootTimes::starting()),
         }
         .listen()

@@ -18,6 +18,11 @@ impl CommandLine {
         self.value("infranetes.ip=")
     }
 
+    /// `infranetes.control=…`
+    pub(super) fn control(&self) -> Option<&str> {
+        self.value("infranetes.control=")
+    }
+
     /// `infranetes.log=LEVEL`; a level that does not exist is as if none were given.
     pub(super) fn log(&self) -> Option<LevelFilter> {
         lines::parse_level(self.value("infranetes.log=")?)

@@ -5,6 +5,7 @@
 
 mod command_line;
 mod console;
+mod control;
 mod modules;
 mod mounts;
 pub mod network;
@@ -12,6 +13,7 @@ mod power;
 mod user_data;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -26,6 +28,7 @@ use crate::run::{Agent, RunError};
 use crate::times::BootTimes;
 use crate::{plugins, reaper};
 use command_line::CommandLine;
+use control::Control;
 use modules::{ModuleError, Modules};
 use network::{AddressError, StaticAddress};
 
@@ -59,11 +62,13 @@ fn boot(times: BootTimes) -> Result<(), BootError> {
     tracing::debug!(started_us = times.started_us(), "file systems are mounted");
     let invitation = Invitation::parse(&user_data::read(&modules)?)?;
     let address = command_line.ip().map(StaticAddress::parse).transpose()?;
+    let control = command_line.control().map(Control::parse).transpose()?;
     joined(network)?;
     tracing::debug!("network modules are loaded");
-    connect(address.as_ref())?;
+    let control = control.map(Control::set_up).transpose().map_err(BootError::Network)?;
+    connect(address.as_ref(), control.is_some())?;
     tracing::debug!("the network is up");
-    serve(invitation, times, modules)
+    serve(invitation, times, modules, control)
 }
 
 fn beside(
@@ -84,9 +89,13 @@ fn joined(
     }
 }
 
-/// Without an address the machine has its link-local ones, and a node that reaches it there.
-fn connect(address: Option<&StaticAddress>) -> Result<(), BootError> {
+/// Without an address the machine has its link-local ones, and a node that reaches it there. With a way to the agent that is
+/// apart, the rest waits until the node says what it is to be.
+fn connect(address: Option<&StaticAddress>, apart: bool) -> Result<(), BootError> {
     network::loopback_up().map_err(BootError::Network)?;
+    if apart {
+        return Ok(());
+    }
     let Some(interface) = network::first_interface() else {
         return match address {
             Some(_) => Err(BootError::NoInterface),
@@ -103,7 +112,12 @@ fn connect(address: Option<&StaticAddress>) -> Result<(), BootError> {
     }
 }
 
-fn serve(invitation: Invitation, times: BootTimes, modules: Arc<Modules>) -> Result<(), BootError> {
+fn serve(
+    invitation: Invitation,
+    times: BootTimes,
+    modules: Arc<Modules>,
+    control: Option<OwnedFd>,
+) -> Result<(), BootError> {
     let state = PathBuf::from(STATE);
     plugins::make_private_dir(&state).map_err(BootError::Mounts)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -118,6 +132,7 @@ fn serve(invitation: Invitation, times: BootTimes, modules: Arc<Modules>) -> Res
             containers: Containers::later(containers(modules)),
             state,
             owned: true,
+            control,
             times: Arc::new(times),
         };
         let served = agent.listen().await?.serve().await;

@@ -1,14 +1,11 @@
-//! Interfaces, addresses and routes, over rtnetlink.
+//! The machine's own network, from the kernel's command line.
 //!
-//! Static settings only: they come with the kernel's command line. DHCP is not there yet, and asking for it is refused.
+//! Static settings only. DHCP is not there yet, and asking for it is refused.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
-};
+use crate::netlink::{Netlink, Prefix, Route};
 
 /// The machine's address, as the command line gives it: `ADDRESS/PREFIX,GATEWAY[,DNS…]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,98 +66,21 @@ pub fn first_interface() -> Option<u32> {
 pub fn configure(interface: u32, address: &StaticAddress) -> io::Result<()> {
     let mut netlink = Netlink::open()?;
     netlink.link_up(interface)?;
-    netlink.add_address(interface, address)?;
-    netlink.add_default_route(interface, address.gateway)
+    let own = Prefix { ip: address.address.into(), length: address.prefix };
+    netlink.add_address(interface, own, true)?;
+    let default = Route {
+        destination: Prefix { ip: Ipv4Addr::UNSPECIFIED.into(), length: 0 },
+        gateway: Some(address.gateway.into()),
+        source: None,
+        metric: 0,
+        on_link: false,
+    };
+    netlink.add_route(interface, &default)
 }
 
 /// Brings an interface up with link-local addresses alone.
 pub fn link_up(interface: u32) -> io::Result<()> {
     Netlink::open()?.link_up(interface)
-}
-
-struct Netlink {
-    socket: OwnedFd,
-    sequence: u32,
-}
-
-impl Netlink {
-    fn open() -> io::Result<Self> {
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )?;
-        Ok(Self { socket, sequence: 0 })
-    }
-
-    fn link_up(&mut self, interface: u32) -> io::Result<()> {
-        // struct ifinfomsg: family, padding, type, index, flags, change mask.
-        let mut body = vec![0_u8; 4];
-        body.extend(interface.to_ne_bytes());
-        body.extend(IFF_UP.to_ne_bytes());
-        body.extend(IFF_UP.to_ne_bytes());
-        self.request(RTM_NEWLINK, 0, &body)
-    }
-
-    fn add_address(&mut self, interface: u32, address: &StaticAddress) -> io::Result<()> {
-        // struct ifaddrmsg: family, prefix length, flags, scope, index.
-        let mut body = vec![AF_INET, address.prefix, 0, 0];
-        body.extend(interface.to_ne_bytes());
-        attribute(&mut body, IFA_LOCAL, &address.address.octets());
-        attribute(&mut body, IFA_ADDRESS, &address.address.octets());
-        self.request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &body)
-    }
-
-    fn add_default_route(&mut self, interface: u32, gateway: Ipv4Addr) -> io::Result<()> {
-        // struct rtmsg: family, prefix lengths, tos, table, protocol, scope, type, flags.
-        let mut body =
-            vec![AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST];
-        body.extend(0_u32.to_ne_bytes());
-        attribute(&mut body, RTA_GATEWAY, &gateway.octets());
-        attribute(&mut body, RTA_OIF, &interface.to_ne_bytes());
-        self.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &body)
-    }
-
-    /// Sends one request and waits for its acknowledgement, which the kernel has ready when the send returns.
-    fn request(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
-        self.sequence += 1;
-        // struct nlmsghdr: length, type, flags, sequence, port.
-        let length = u32::try_from(HEADER_BYTES + body.len()).map_err(io::Error::other)?;
-        let mut message = length.to_ne_bytes().to_vec();
-        message.extend(kind.to_ne_bytes());
-        message.extend((NLM_F_REQUEST | NLM_F_ACK | flags).to_ne_bytes());
-        message.extend(self.sequence.to_ne_bytes());
-        message.extend(0_u32.to_ne_bytes());
-        message.extend(body);
-        let kernel = NetlinkAddr::new(0, 0);
-        sendto(self.socket.as_raw_fd(), &message, &kernel, MsgFlags::empty())?;
-        let mut answer = [0_u8; 1024];
-        let length = recv(self.socket.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT)?;
-        acknowledged(&answer[..length])
-    }
-}
-
-/// Reads NLMSG_ERROR, whose error is 0 for success.
-fn acknowledged(answer: &[u8]) -> io::Result<()> {
-    let malformed = || io::Error::other("the kernel's answer is no acknowledgement");
-    let kind = answer.get(4..6).ok_or_else(malformed)?;
-    let code = answer.get(HEADER_BYTES..HEADER_BYTES + 4).ok_or_else(malformed)?;
-    if kind != NLMSG_ERROR.to_ne_bytes() {
-        return Err(malformed());
-    }
-    match i32::from_ne_bytes(code.try_into().map_err(|_| malformed())?) {
-        0 => Ok(()),
-        code => Err(io::Error::from_raw_os_error(-code)),
-    }
-}
-
-fn attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    // All values here have four bytes, so that nothing has to be padded.
-    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
-    message.extend(length.to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(value);
 }
 
 /// Why there is no static address.
@@ -169,32 +89,15 @@ pub enum AddressError {
     /// Not an address.
     #[error("infranetes.ip={0:?} is not ADDRESS/PREFIX,GATEWAY[,DNS]")]
     Invalid(String),
+    /// Not a control interface.
+    #[error("infranetes.control={0:?} is not ADDRESS/PREFIX,MAC")]
+    Control(String),
     /// Not there yet.
     #[error("this agent has no DHCP client yet: give infranetes.ip=ADDRESS/PREFIX,GATEWAY[,DNS]")]
     Dhcp,
 }
 
 const LOOPBACK: u32 = 1;
-const HEADER_BYTES: usize = 16;
-const AF_INET: u8 = 2;
-const IFF_UP: u32 = 1;
-const NLMSG_ERROR: u16 = 2;
-const RTM_NEWLINK: u16 = 16;
-const RTM_NEWADDR: u16 = 20;
-const RTM_NEWROUTE: u16 = 24;
-const NLM_F_REQUEST: u16 = 0x1;
-const NLM_F_ACK: u16 = 0x4;
-const NLM_F_REPLACE: u16 = 0x100;
-const NLM_F_CREATE: u16 = 0x400;
-const IFA_ADDRESS: u16 = 1;
-const IFA_LOCAL: u16 = 2;
-const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
-const RT_TABLE_MAIN: u8 = 254;
-const RTPROT_BOOT: u8 = 3;
-const RT_SCOPE_UNIVERSE: u8 = 0;
-const RTN_UNICAST: u8 = 1;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,15 +119,5 @@ mod tests {
             assert_eq!(StaticAddress::parse(text), Err(AddressError::Invalid(text.into())));
         }
         assert_eq!(StaticAddress::parse("dhcp"), Err(AddressError::Dhcp));
-    }
-
-    #[test]
-    fn refusals_of_the_kernel_are_errors() {
-        let mut answer = vec![0_u8; 20];
-        answer[4..6].copy_from_slice(&NLMSG_ERROR.to_ne_bytes());
-        assert!(acknowledged(&answer).is_ok());
-        answer[16..20].copy_from_slice(&(-19_i32).to_ne_bytes());
-        assert_eq!(acknowledged(&answer).unwrap_err().raw_os_error(), Some(19));
-        assert!(acknowledged(&answer[..10]).is_err());
     }
 }

@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use infranetes_agent_protocol::v1::{BindRequest, BindResponse, Dns, HostsEntry};
+use infranetes_agent_protocol::v1::{BindRequest, BindResponse, Dns, HostsEntry, Network};
 use tonic::Status;
 
+use crate::interfaces::Layout;
+use crate::lines::chain;
 use crate::machine::{HOSTNAME, HOSTS, LOCAL_HOSTS, Machine, RESOLV_CONF};
 
 /// Binds the machine. The same request again does the same again; another sandbox is refused.
@@ -18,6 +20,13 @@ pub(super) async fn bind(machine: &Machine, request: BindRequest) -> Result<Bind
             other.sandbox_id
         )));
     }
+    if let Some(network) = request.network.as_ref().filter(|_| machine.apart) {
+        // What containers may have changed since is theirs.
+        let before = bound.as_ref().and_then(|before| before.network.as_ref());
+        if before != Some(network) {
+            lay_out(network)?;
+        }
+    }
     let ips = addresses();
     apply(machine, &request, &ips)?;
     if bound.is_none() {
@@ -29,6 +38,10 @@ pub(super) async fn bind(machine: &Machine, request: BindRequest) -> Result<Bind
     }
     *bound = Some(request);
     Ok(BindResponse { ips })
+}
+
+fn lay_out(network: &Network) -> Result<(), Status> {
+    Layout::parse(network)?.apply().map_err(|error| Status::internal(chain(&error)))
 }
 
 fn apply(machine: &Machine, request: &BindRequest, ips: &[String]) -> Result<(), Status> {
@@ -67,6 +80,9 @@ fn check(request: &BindRequest) -> Result<(), Status> {
     let dns = request.dns.iter().flat_map(|dns| [&dns.servers, &dns.searches, &dns.options]);
     if !dns.flatten().all(|word| is_word(word)) {
         return invalid("dns");
+    }
+    if let Some(network) = &request.network {
+        Layout::parse(network)?;
     }
     let hosts = request.hosts.iter();
     if !hosts.flat_map(|host| host.names.iter().chain([&host.ip])).all(|word| is_word(word)) {
