@@ -110,6 +110,9 @@ pub enum EngineError {
     /// Durable state could not be written or read.
     #[error("the node's record failed; nothing was started that is not in it")]
     Record(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The pod network of this node could not be told something.
+    #[error("the node's pod network failed")]
+    Network(#[source] Box<crate::network::NetworkError>),
     /// A bound of this node is reached.
     #[error("{0}; try again later")]
     Busy(String),
@@ -240,6 +243,7 @@ impl EngineError {
             Self::Record(cause) => cause
                 .downcast_ref::<crate::record::RecordError>()
                 .map_or(FailureKind::Internal, crate::record::RecordError::kind),
+            Self::Network(cause) => cause.kind,
             Self::Busy(_) => FailureKind::Exhausted,
             Self::Internal(_) => FailureKind::Internal,
         }
@@ -314,6 +318,10 @@ impl EngineError {
                 Some(error) => Self::Record(Box::new(error.echo())),
                 None => Self::Record(cause.to_string().into()),
             },
+            Self::Network(cause) => Self::Network(Box::new(crate::network::NetworkError::new(
+                cause.kind,
+                cause.message.clone(),
+            ))),
             Self::Busy(what) => Self::Busy(what.clone()),
             Self::ShuttingDown => Self::ShuttingDown,
             Self::Internal(what) => Self::Internal(what.clone()),

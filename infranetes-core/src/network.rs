@@ -32,6 +32,9 @@ pub trait PodNetwork: Send + Sync + 'static {
 
     /// Why no sandbox could be connected now; `None` when one could. Called often: it answers at once.
     fn problem(&self) -> Option<String>;
+
+    /// From which ranges pods of this node get their addresses, for a network that wants to be told. It is kept.
+    fn use_ranges(&self, ranges: &[Prefix]) -> Result<(), NetworkError>;
 }
 
 /// A sandbox that is to be connected.

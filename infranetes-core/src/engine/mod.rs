@@ -26,6 +26,7 @@
 //! - Nothing is asked of a provider that is not in the record first; a crash at any moment leaves no machine twice, none
 //!   behind, and a running one as it is.
 //! - A machine that nobody can reach any more does not keep its sandbox from being stopped and removed.
+//! - A network that was begun for a sandbox is taken down after its last machine, and retried until nothing is left of it.
 //! - Every wait has an end ([`timeouts`]), every queue a bound.
 
 mod admission;
@@ -73,6 +74,7 @@ use crate::engine::timeouts::{
 };
 use crate::error::{Cause, EngineError, FailureKind};
 use crate::ids::{ContainerId, SandboxId};
+use crate::network::Prefix;
 use crate::record::{
     Change, RecordError, Table, container, node as node_record, sandbox as sandbox_record,
 };
@@ -297,6 +299,12 @@ impl Engine {
             network_problem: network_problem(handler.network),
         };
         self.node.config.handlers.iter().map(status).collect()
+    }
+
+    /// Tells the pod network of this node from which ranges pods are to get their addresses; without one it is nothing.
+    pub fn use_pod_ranges(&self, ranges: &[Prefix]) -> Result<(), EngineError> {
+        let Some(network) = &self.node.parts.network else { return Ok(()) };
+        network.use_ranges(ranges).map_err(|error| EngineError::Network(Box::new(error)))
     }
 
     /// Takes no new wishes, lets running calls end within `grace`, and leaves every machine as it is.

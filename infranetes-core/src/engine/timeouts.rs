@@ -47,7 +47,7 @@ pub(crate) const EXIT_SEEN: Duration = Duration::from_secs(5);
 pub(crate) const LOG_REST: Duration = Duration::from_secs(2);
 
 /// Everything that connects a sandbox to the pod network of the node.
-pub(crate) const NETWORK_UP: Duration = Duration::from_secs(90);
+pub(crate) const NETWORK_UP: Duration = Duration::from_secs(110);
 /// A look at that connection.
 pub(crate) const NETWORK_CHECK: Duration = Duration::from_secs(60);
 /// One attempt to take it down.

@@ -20,6 +20,7 @@ pub(super) struct File {
     pub(super) shutdown_grace: Option<String>,
     pub(super) handlers: BTreeMap<String, Handler>,
     pub(super) images: Images,
+    pub(super) cni: Cni,
     pub(super) agent: Agent,
     pub(super) streaming: Streaming,
     pub(super) limits: Limits,
@@ -38,6 +39,7 @@ pub(super) struct Handler {
     pub(super) zones: Vec<String>,
     pub(super) spot: Option<bool>,
     pub(super) allowed_annotations: Vec<String>,
+    pub(super) network: Option<String>,
     pub(super) timeouts: Timeouts,
 }
 
@@ -76,6 +78,14 @@ pub(super) struct Endpoint {
     pub(super) ca_file: Option<PathBuf>,
     #[serde(default)]
     pub(super) send_credentials: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Cni {
+    pub(super) conf_dir: Option<PathBuf>,
+    pub(super) bin_dirs: Option<Vec<PathBuf>>,
+    pub(super) namespace_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -128,6 +138,7 @@ pub(super) fn tables() -> Vec<Table> {
         Table::of::<Endpoint>("images.mirrors.[]"),
         Table::of::<Registry>("images.registries.*"),
         Table::of::<Endpoint>("images.registries.*.mirrors.[]"),
+        Table::of::<Cni>("cni"),
         Table::of::<Agent>("agent"),
         Table::of::<Streaming>("streaming"),
         Table::of::<Limits>("limits"),

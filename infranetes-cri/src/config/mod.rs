@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use infranetes_cni::CniSettings;
 use infranetes_core::engine::HandlerConfig;
 use infranetes_core::image::RegistriesConfig;
 
@@ -46,6 +47,8 @@ pub struct Config {
     pub handlers: BTreeMap<String, HandlerConfig>,
     /// The node's images.
     pub images: Images,
+    /// Where the node's CNI plugins are, for handlers that use them.
+    pub cni: CniSettings,
     /// How long an agent's certificate is good for.
     pub agent_certificate_lifetime: Duration,
     /// How often machines tell what they use.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use infranetes_cni::CniSettings;
 use infranetes_core::engine::{EngineConfig, HandlerConfig, HandlerNetwork, PhaseTimeouts};
 use infranetes_core::image::{
     Endpoint, EndpointCredentials, Reference, RegistriesConfig, RegistryConfig,
@@ -25,6 +26,7 @@ pub(super) fn resolve(file: file::File) -> Result<Config> {
         node: tag(&["node"], file.node.filter(|node| !node.is_empty()).unwrap_or_else(host_name))?,
         handlers: handlers(file.handlers, file.default_handler.unwrap_or_default())?,
         images: images(file.images, &state_dir)?,
+        cni: cni(file.cni, &state_dir)?,
         agent_certificate_lifetime: duration(
             &["agent", "certificate_lifetime"],
             file.agent.certificate_lifetime,
@@ -162,7 +164,7 @@ fn resolve_handler(name: &str, handler: file::Handler) -> Result<HandlerConfig> 
         zones: handler.zones,
         spot: handler.spot.unwrap_or(false),
         allowed_annotations: handler.allowed_annotations.into_iter().collect(),
-        network: HandlerNetwork::Provider,
+        network: network(&at("network"), handler.network)?,
         timeouts: timeouts(name, handler.timeouts)?,
     })
 }
@@ -233,6 +235,35 @@ fn images(written: file::Images, state_dir: &Path) -> Result<Images> {
         )?,
         pinned: pinned.collect::<Result<_>>()?,
         registries,
+    })
+}
+
+fn network(key: &[&str], value: Option<String>) -> Result<HandlerNetwork> {
+    match value.as_deref().unwrap_or(NETWORK) {
+        "provider" => Ok(HandlerNetwork::Provider),
+        "cni" => Ok(HandlerNetwork::Node),
+        other => {
+            let problem = format!("{other:?} is no network; one of \"provider\", \"cni\"");
+            Err(Invalid::new(key, problem))
+        }
+    }
+}
+
+fn cni(written: file::Cni, state_dir: &Path) -> Result<CniSettings> {
+    let bin_dirs = match written.bin_dirs {
+        Some(dirs) => dirs,
+        None => CNI_BIN_DIRS.iter().map(PathBuf::from).collect(),
+    };
+    let bin_dirs = bin_dirs.into_iter().map(|dir| absolute(&["cni", "bin_dirs"], dir));
+    Ok(CniSettings {
+        conf_dir: directory(&["cni", "conf_dir"], written.conf_dir, CNI_CONF_DIR)?,
+        bin_dirs: bin_dirs.collect::<Result<_>>()?,
+        namespace_dir: directory(
+            &["cni", "namespace_dir"],
+            written.namespace_dir,
+            CNI_NAMESPACE_DIR,
+        )?,
+        state_dir: state_dir.join("cni"),
     })
 }
 
@@ -332,6 +363,10 @@ const CPU: &str = "1";
 const MEMORY: &str = "512Mi";
 const OVERHEAD_CPU: &str = "0";
 const OVERHEAD_MEMORY: &str = "128Mi";
+const NETWORK: &str = "provider";
+const CNI_CONF_DIR: &str = "/etc/cni/net.d";
+const CNI_BIN_DIRS: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
+const CNI_NAMESPACE_DIR: &str = "/run/infranetes/netns";
 const PARALLEL_PULLS: usize = 5;
 const CONCURRENT_CREATES: usize = 8;
 const MESSAGE_MIB: usize = 16;

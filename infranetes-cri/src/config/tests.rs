@@ -51,6 +51,7 @@ fn all_keys() -> BTreeSet<String> {
     let sub_tables: BTreeSet<&str> = BTreeSet::from([
         "handlers",
         "images",
+        "cni",
         "agent",
         "streaming",
         "limits",

@@ -28,7 +28,7 @@ pub use self::image::{credentials, image, image_reference, image_usage, pull_fai
 pub use self::info::{container_info, runtime_info, sandbox_info};
 pub use self::metrics::{ContainerMetricsOf, metric_descriptors, sandbox_metrics};
 pub use self::resources::{changed_resources, changed_size};
-pub use self::sandbox::sandbox_spec;
+pub use self::sandbox::{pod_ranges, sandbox_spec};
 pub use self::security::SeccompSource;
 pub use self::stats::{ContainerUsage, SandboxUsage, container_stats, sandbox_stats};
 pub use self::status::{container_item, container_status, nanos, sandbox_item, sandbox_status};

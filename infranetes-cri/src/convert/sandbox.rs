@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use infranetes_core::network::{PortMapping, Protocol};
+use infranetes_core::network::{PortMapping, Prefix, PrefixError, Protocol};
 use infranetes_core::spec::{Dns, PodIdentity, SandboxSpec};
 
 use super::{Refusal, check, resources, security};
@@ -108,6 +108,16 @@ fn ports(mappings: &[v1::PortMapping]) -> Result<Vec<PortMapping>> {
     Ok(ports)
 }
 
+/// "10.1.0.0/24,fd00::/64", as the kubelet tells the node's part of the pod network; nothing is nothing.
+pub fn pod_ranges(text: &str) -> Result<Vec<Prefix>> {
+    let ranges = text.split(',').map(str::trim).filter(|range| !range.is_empty());
+    let range = |text: &str| {
+        let field = "runtime_config.network_config.pod_cidr";
+        text.parse().map_err(|error: PrefixError| Refusal::invalid(field, error.to_string()))
+    };
+    ranges.take(MAX_RANGES).map(range).collect()
+}
+
 fn port(field: &str, value: i32) -> Result<u16> {
     let port = check::number(field, value.into(), 0..=65535)?;
     Ok(u16::try_from(port).unwrap_or_default())
@@ -150,3 +160,4 @@ const MAX_NAME: usize = 253;
 const MAX_HOSTNAME: usize = 64;
 const MAX_DNS: usize = 64;
 const MAX_PORTS: usize = 4096;
+const MAX_RANGES: usize = 16;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use infranetes_cni::CniNetwork;
 use infranetes_core::engine::{EngineParts, OsEntropy, SystemClock};
 use infranetes_core::image::ImageStore;
 use infranetes_core::logs::DiskLogs;
@@ -39,7 +40,7 @@ pub(super) async fn parts(
         images: Arc::new(images),
         records: Arc::new(records),
         logs: Arc::new(DiskLogs),
-        network: None,
+        network: Some(Arc::new(CniNetwork::new(config.cni.clone()))),
         entropy: Arc::new(OsEntropy),
         clock: Arc::new(SystemClock),
     })

@@ -45,7 +45,7 @@ impl Cri {
         }
     }
 
-    /// The pod network of the node is not ours: machines get their addresses from their provider.
+    /// Kept for CNI plugins that want to be told; the others have it in their configuration.
     pub(super) fn update_runtime_config(
         &self,
         request: v1::UpdateRuntimeConfigRequest,
@@ -53,6 +53,8 @@ impl Cri {
         let network = request.runtime_config.and_then(|config| config.network_config);
         let pod_cidr = network.map(|network| network.pod_cidr).unwrap_or_default();
         tracing::info!(%pod_cidr, "the kubelet told the node's part of the pod network");
+        let ranges = convert::pod_ranges(&pod_cidr).map_err(convert::from_refusal)?;
+        self.engine().use_pod_ranges(&ranges).map_err(convert::from_engine)?;
         Ok(v1::UpdateRuntimeConfigResponse {})
     }
 
@@ -69,7 +71,7 @@ fn conditions(handlers: &[HandlerStatus]) -> Vec<v1::RuntimeCondition> {
     let ready = handlers.iter().any(|handler| handler.problem.is_none());
     let mut all = vec![
         condition("RuntimeReady", ready, "NoHandlerReady", runtime_problem(handlers)),
-        condition("NetworkReady", true, "", String::new()),
+        network_condition(handlers),
     ];
     all.extend(handlers.iter().filter(|handler| !handler.name.is_empty()).map(|handler| {
         let name = format!("HandlerReady:{}", handler.name);
@@ -77,6 +79,14 @@ fn conditions(handlers: &[HandlerStatus]) -> Vec<v1::RuntimeCondition> {
         condition(&name, handler.problem.is_none(), "ProviderNotReady", problem)
     }));
     all
+}
+
+/// The node has a pod network as far as its handlers need one. Other pods would run without, but the kubelet knows one
+/// condition for all.
+fn network_condition(handlers: &[HandlerStatus]) -> v1::RuntimeCondition {
+    let problem = handlers.iter().find_map(|handler| handler.network_problem.clone());
+    let ready = problem.is_none();
+    condition("NetworkReady", ready, "NetworkPluginNotReady", problem.unwrap_or_default())
 }
 
 fn runtime_problem(handlers: &[HandlerStatus]) -> String {
@@ -116,6 +126,18 @@ mod tests {
             network: HandlerNetwork::Provider,
             network_problem: None,
         }
+    }
+
+    #[test]
+    fn the_network_is_ready_unless_a_handler_lacks_it() {
+        let needs = HandlerStatus {
+            network: HandlerNetwork::Node,
+            network_problem: Some("no plugin".to_owned()),
+            ..handler("vm", None)
+        };
+        let found = conditions(&[handler("a", None), needs]).remove(1);
+        assert_eq!((found.status, found.message.as_str()), (false, "no plugin"));
+        assert_eq!(found.reason, "NetworkPluginNotReady");
     }
 
     #[test]

@@ -1,0 +1,190 @@
+//! The pod network as the engine sees it.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use async_trait::async_trait;
+use infranetes_core::ids::SandboxId;
+use infranetes_core::network::{Attachment, NetworkError, NetworkWish, PodNetwork, Prefix};
+
+use crate::chain::Chain;
+use crate::error::CniError;
+use crate::list::NetworkList;
+use crate::state::{self, Connection, StateDir};
+use crate::{capabilities, layout, namespace, orphans, plugin, result};
+
+/// Where everything is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CniSettings {
+    /// Directory of CNI configurations; the first by name counts.
+    pub conf_dir: PathBuf,
+    /// Directories of plugins, in the order in which they are searched.
+    pub bin_dirs: Vec<PathBuf>,
+    /// Directory in which namespaces are pinned; better not on a disk.
+    pub namespace_dir: PathBuf,
+    /// Directory for what has to survive this process.
+    pub state_dir: PathBuf,
+}
+
+/// The pod network that the node's CNI plugins make.
+#[derive(Debug)]
+pub struct CniNetwork {
+    settings: CniSettings,
+    ranges: Mutex<Vec<Prefix>>,
+}
+
+impl CniNetwork {
+    /// A network over these directories. Nothing is made before the first sandbox.
+    pub fn new(settings: CniSettings) -> Self {
+        let ranges = state::load::<Vec<String>>(&ranges_file(&settings));
+        let ranges = ranges.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the kubelet has to tell the pods' ranges again");
+            None
+        });
+        let ranges = ranges.unwrap_or_default().into_iter().filter_map(|text| text.parse().ok());
+        Self { ranges: Mutex::new(ranges.collect()), settings }
+    }
+
+    async fn connect(&self, wish: &NetworkWish) -> Result<Attachment, CniError> {
+        self.disconnect(&wish.sandbox).await?;
+        let list = NetworkList::first(&self.settings.conf_dir)?;
+        let ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut connection = Connection {
+            version: state::VERSION,
+            runtime: capabilities::of(wish, &ranges, &list)?,
+            list,
+            bin_dirs: self.settings.bin_dirs.clone(),
+            args: args(wish)?,
+            interface: INTERFACE.to_owned(),
+            result: None,
+        };
+        let dir = self.dir(&wish.sandbox);
+        dir.save(&connection)?;
+        let path = self.namespace(&wish.sandbox);
+        let pinned = path.clone();
+        let made = tokio::task::spawn_blocking(move || namespace::make(&pinned)).await;
+        made.map_err(std::io::Error::other)
+            .and_then(|made| made)
+            .map_err(CniError::io("make the network namespace", &path))?;
+        let result = self.chain(&connection, &wish.sandbox).add().await?;
+        connection.result = Some(result.clone());
+        dir.save(&connection)?;
+        let name = &connection.list.name;
+        let made = result::made(&result, INTERFACE).map_err(|problem| CniError::NoResult {
+            plugin: name.clone(),
+            verb: "ADD",
+            problem,
+        })?;
+        if made.ips.is_empty() {
+            return Err(CniError::NoAddress(name.clone()));
+        }
+        tracing::info!(sandbox = %wish.sandbox, network = name, ips = ?made.ips, "connected");
+        let layout = layout::read(&path).await?;
+        Ok(Attachment { namespace: path, ips: made.ips, dns: made.dns, layout })
+    }
+
+    async fn examine(&self, sandbox: &SandboxId) -> Result<(), CniError> {
+        let connection = self.dir(sandbox).load()?.ok_or(CniError::NotConnected)?;
+        let path = self.namespace(sandbox);
+        if !namespace::is_there(&path) {
+            return Err(CniError::NamespaceGone(path));
+        }
+        if !connection.list.can_check() {
+            return Ok(());
+        }
+        self.chain(&connection, sandbox).check().await
+    }
+
+    async fn disconnect(&self, sandbox: &SandboxId) -> Result<(), CniError> {
+        let dir = self.dir(sandbox);
+        orphans::end(&dir.stdin()).await?;
+        if let Some(connection) = dir.load()? {
+            self.chain(&connection, sandbox).del().await?;
+            tracing::info!(sandbox = %sandbox, network = connection.list.name, "disconnected");
+        }
+        let path = self.namespace(sandbox);
+        namespace::remove(&path).map_err(CniError::io("remove the network namespace", &path))?;
+        // Last: as long as it is there, this is done again.
+        dir.remove()
+    }
+
+    fn chain<'a>(&self, connection: &'a Connection, sandbox: &SandboxId) -> Chain<'a> {
+        let path = self.namespace(sandbox);
+        let namespace = match namespace::is_there(&path) {
+            true => path.to_string_lossy().into_owned(),
+            false => String::new(),
+        };
+        let stdin = self.dir(sandbox).stdin();
+        Chain::new(connection, sandbox.as_str(), namespace, stdin, &self.settings.bin_dirs)
+    }
+
+    fn dir(&self, sandbox: &SandboxId) -> StateDir {
+        StateDir::of(&self.settings.state_dir, sandbox.as_str())
+    }
+
+    fn namespace(&self, sandbox: &SandboxId) -> PathBuf {
+        self.settings.namespace_dir.join(sandbox.as_str())
+    }
+
+    fn look(&self) -> Result<(), CniError> {
+        let list = NetworkList::first(&self.settings.conf_dir)?;
+        list.plugins
+            .iter()
+            .try_for_each(|part| plugin::find(&self.settings.bin_dirs, part.kind()).map(drop))
+    }
+}
+
+#[async_trait]
+impl PodNetwork for CniNetwork {
+    async fn set_up(&self, wish: &NetworkWish) -> Result<Attachment, NetworkError> {
+        Ok(self.connect(wish).await?)
+    }
+
+    async fn check(&self, sandbox: &SandboxId) -> Result<(), NetworkError> {
+        Ok(self.examine(sandbox).await?)
+    }
+
+    async fn tear_down(&self, sandbox: &SandboxId) -> Result<(), NetworkError> {
+        Ok(self.disconnect(sandbox).await?)
+    }
+
+    fn problem(&self) -> Option<String> {
+        self.look().err().map(|error| NetworkError::from(error).to_string())
+    }
+
+    fn use_ranges(&self, ranges: &[Prefix]) -> Result<(), NetworkError> {
+        let mut held = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = ranges_file(&self.settings);
+        let words: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+        let made = std::fs::create_dir_all(&self.settings.state_dir);
+        let saved = made.and_then(|()| state::save(&path, &words));
+        saved.map_err(CniError::io("write", &path))?;
+        *held = ranges.to_vec();
+        Ok(())
+    }
+}
+
+/// What plugins may want to know of the pod. Values with the signs that part them cannot be told.
+fn args(wish: &NetworkWish) -> Result<String, CniError> {
+    let pairs = [
+        ("K8S_POD_NAMESPACE", wish.pod.namespace.as_str()),
+        ("K8S_POD_NAME", wish.pod.name.as_str()),
+        ("K8S_POD_INFRA_CONTAINER_ID", wish.sandbox.as_str()),
+        ("K8S_POD_UID", wish.pod.uid.as_str()),
+    ];
+    let mut args = "IgnoreUnknown=1".to_owned();
+    for (key, value) in pairs {
+        if value.contains([';', '=', '\0', '\n']) {
+            return Err(CniError::Wish(format!("{value:?} holds a sign that parts arguments")));
+        }
+        args += &format!(";{key}={value}");
+    }
+    Ok(args)
+}
+
+fn ranges_file(settings: &CniSettings) -> PathBuf {
+    Path::new(&settings.state_dir).join("ranges.json")
+}
+
+/// The first interface of every pod.
+const INTERFACE: &str = "eth0";
