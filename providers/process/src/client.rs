@@ -18,6 +18,7 @@ use crate::dir::MachineDir;
 use crate::error::ProcessError;
 use crate::plugins;
 use crate::process;
+use crate::record::Record;
 
 /// Refuses what could not be started at all, so that `create` says so at once.
 pub(crate) fn check(config: &Config) -> Result<(), ProcessError> {
@@ -36,7 +37,11 @@ pub(crate) fn check(config: &Config) -> Result<(), ProcessError> {
 }
 
 /// Starts the shell that becomes the keeper. It waits for the word.
-pub(crate) fn spawn(config: &Config, dir: &MachineDir, name: &str) -> Result<Child, ProcessError> {
+pub(crate) fn spawn(
+    config: &Config,
+    dir: &MachineDir,
+    record: &Record,
+) -> Result<Child, ProcessError> {
     let path = dir.console();
     let console = OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
     let console = console.map_err(ProcessError::io("open", &path))?;
@@ -46,7 +51,7 @@ pub(crate) fn spawn(config: &Config, dir: &MachineDir, name: &str) -> Result<Chi
     command
         .args(["-c", SCRIPT, "infranetes-agent"])
         .arg(&config.agent)
-        .args(arguments(config, dir, name))
+        .args(arguments(config, dir, record))
         // What the daemon was told is not for pods.
         .env_clear()
         .env("PATH", search.unwrap_or_else(|| DEFAULT_PATH.into()))
@@ -85,7 +90,7 @@ fn is_listening(sockets: &str, path: &str) -> bool {
 }
 
 /// The agent's arguments. They are no secret: anybody on the node can read them.
-fn arguments(config: &Config, dir: &MachineDir, name: &str) -> Vec<OsString> {
+fn arguments(config: &Config, dir: &MachineDir, record: &Record) -> Vec<OsString> {
     let mut listen = OsString::from("unix://");
     listen.push(dir.socket());
     let mut arguments: Vec<OsString> = vec!["--isolate".into()];
@@ -94,10 +99,13 @@ fn arguments(config: &Config, dir: &MachineDir, name: &str) -> Vec<OsString> {
         ("--listen", listen),
         ("--plugins", dir.plugins().into()),
         ("--state", dir.state().into()),
-        ("--hostname", name.into()),
+        ("--hostname", record.name.clone().into()),
         ("--log", config.log.clone().into()),
     ] {
         arguments.extend([option.into(), value]);
+    }
+    if let Some(namespace) = &record.namespace {
+        arguments.extend(["--network".into(), namespace.into()]);
     }
     arguments
 }
@@ -165,18 +173,19 @@ mod tests {
         fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).expect("set");
         let config = Config { agent, ..Default::default() };
 
-        let mut silent = spawn(&config, &dir, "web").expect("spawned");
+        let record = Record { name: "web".to_owned(), ..crate::record::tests::record() };
+        let mut silent = spawn(&config, &dir, &record).expect("spawned");
         drop(silent.stdin.take());
         assert_eq!(silent.wait().await.expect("ended").code(), Some(97));
         assert!(!mark.exists());
 
-        let mut told = spawn(&config, &dir, "web").expect("spawned");
+        let mut told = spawn(&config, &dir, &record).expect("spawned");
         give_the_word(&mut told).await.expect("told");
         assert!(told.wait().await.expect("ended").success());
         assert!(mark.exists());
         let console = fs::read_to_string(dir.console()).expect("read");
         assert!(console.contains("--isolate --user-data"), "{console}");
-        assert!(console.contains("--hostname web --log info"), "{console}");
+        assert!(console.contains("--hostname web --log info --network /run/netns/a"), "{console}");
         assert!(!console.contains("CARGO"), "the environment came along: {console}");
     }
 }

@@ -26,7 +26,8 @@ pub(crate) fn machine(record: &Record, phase: Phase, socket: &Path) -> Machine {
 
 /// Where the machine is reached; empty unless it runs.
 ///
-/// The pod has no address: its network namespace has loopback alone, and 127.0.0.1 would mean the node to whoever reads it.
+/// Its own network namespace has loopback alone, and 127.0.0.1 would mean the node to whoever reads it; addresses in one that
+/// it was given are known to whoever gave it.
 pub(crate) fn addresses(phase: Phase, socket: &Path) -> Addresses {
     match phase {
         Phase::Running | Phase::Stopping => {

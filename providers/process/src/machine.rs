@@ -266,7 +266,7 @@ impl Machine {
         let cgroup = self.shared.cgroups.of_containers(&self.cgroup_name());
         let words = Words { machine: self.dir.path(), cgroup: &cgroup };
         plugins::lay_out(config, &self.dir.plugins(), words)?;
-        let mut child = client::spawn(config, &self.dir, &record.name)?;
+        let mut child = client::spawn(config, &self.dir, &record)?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
         let Some(identity) = process::identify(pid) else {
             return Err(self.ended_early(&mut child).await);

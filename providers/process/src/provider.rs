@@ -51,7 +51,7 @@ impl PodProvider for ProcessProvider {
             console: true,
             stop_start: true,
             tags: true,
-            address_modes: vec![AddressMode::Local as i32],
+            address_modes: vec![AddressMode::Local as i32, AddressMode::Cni as i32],
             architectures: vec![architecture().to_owned()],
             events: true,
             sweep: true,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,9 @@ pub(crate) struct Record {
     pub(crate) tags: BTreeMap<String, String>,
     pub(crate) machine_type: String,
     pub(crate) created_unix_ms: u64,
+    /// The network namespace that it was given; `None`: one of its own, with loopback alone.
+    #[serde(default)]
+    pub(crate) namespace: Option<PathBuf>,
     /// Whether it is wanted to run.
     pub(crate) wanted: Power,
     /// The boot of this node in which it ran last.
@@ -100,6 +103,7 @@ pub(crate) mod tests {
             tags: [("a".to_owned(), "b".to_owned())].into(),
             machine_type: "process-1000m-256mi".to_owned(),
             created_unix_ms: 1,
+            namespace: Some("/run/netns/a".into()),
             wanted: Power::On,
             boot_id: "boot".to_owned(),
             keeper: Some(ProcessRecord { pid: 2, start_time: 3 }),

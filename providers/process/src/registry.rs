@@ -270,12 +270,18 @@ fn same_shape(there: &Machine, request: &CreateRequest, size: Size) -> Result<()
     let same = record.token == request.token
         && record.name == request.name
         && record.machine_type == size.name()
+        && record.namespace == namespace(request)
         && record.tags == request.tags.clone().into_iter().collect()
         && there.dir().user_data().is_ok_and(|user_data| user_data == request.user_data);
     match same {
         true => Ok(()),
         false => Err(ProcessError::Conflict(format!("machine {id} was made with another shape"))),
     }
+}
+
+fn namespace(request: &CreateRequest) -> Option<PathBuf> {
+    let path = request.network.as_ref().map(|network| network.namespace_path.as_str());
+    path.filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 fn new_record(id: String, request: &CreateRequest, size: Size) -> Record {
@@ -288,6 +294,7 @@ fn new_record(id: String, request: &CreateRequest, size: Size) -> Record {
         tags: request.tags.clone().into_iter().collect(),
         machine_type: size.name(),
         created_unix_ms: u64::try_from(now.as_millis()).unwrap_or_default(),
+        namespace: namespace(request),
         wanted: Power::On,
         boot_id: process::boot_id(),
         keeper: None,
