@@ -37,11 +37,17 @@ pub(crate) fn check_create(request: &CreateRequest) -> Result<(), QemuError> {
 
 fn check_network(request: &CreateRequest) -> Result<(), QemuError> {
     let Some(network) = &request.network else { return Ok(()) };
-    if !matches!(network.address_mode(), AddressMode::Unspecified | AddressMode::Local) {
-        return unsupported(format!("address mode {:?}", network.address_mode()));
-    }
-    if !network.namespace_path.is_empty() {
-        return unsupported("a network namespace of the node".to_owned());
+    let (mode, path) = (network.address_mode(), &network.namespace_path);
+    match mode {
+        AddressMode::Unspecified | AddressMode::Local if path.is_empty() => {}
+        AddressMode::Cni if path.starts_with('/') => {}
+        AddressMode::Cni => return invalid(format!("{path:?} is no path of a network namespace")),
+        AddressMode::Unspecified | AddressMode::Local => {
+            return invalid("a network namespace goes with the address mode CNI alone");
+        }
+        AddressMode::Private | AddressMode::Public => {
+            return unsupported(format!("address mode {mode:?}"));
+        }
     }
     match network.options.keys().min() {
         Some(key) => invalid(format!("the network option {key:?} means nothing here")),

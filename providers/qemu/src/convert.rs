@@ -34,7 +34,11 @@ pub(crate) fn machine(record: &Record, phase: Phase) -> Machine {
 pub(crate) fn addresses(record: &Record, phase: Phase) -> Addresses {
     match (phase, record.port) {
         (Phase::Running | Phase::Stopping, Some(port)) => Addresses {
-            ips: vec![GUEST_ADDRESS.to_owned()],
+            // Addresses in a namespace are known to whoever made it.
+            ips: match record.namespace {
+                None => vec![GUEST_ADDRESS.to_owned()],
+                Some(_) => Vec::new(),
+            },
             agent: format!("tcp://127.0.0.1:{port}"),
         },
         _ => Addresses::default(),

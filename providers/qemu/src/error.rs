@@ -21,6 +21,10 @@ pub(crate) enum QemuError {
     Control { source: QmpError },
     #[error("QEMU forwards no port of this node to the agent's port {port}")]
     NoForward { port: u16 },
+    #[error("the network namespace {path} cannot be given to a machine: {problem}", path = path.display())]
+    Namespace { path: PathBuf, problem: String },
+    #[error("no tap can be opened in the network namespace {path}", path = path.display())]
+    Tap { path: PathBuf, source: io::Error },
     #[error("the process of machine {id} did not end within {} s", waited.as_secs())]
     StillThere { id: String, waited: Duration },
     #[error("cannot take hold of the process of machine {id}")]
@@ -80,7 +84,10 @@ impl QemuError {
             Self::EndedEarly { .. } | Self::Control { .. } | Self::NoForward { .. } => {
                 ErrorKind::Transient
             }
-            Self::StillThere { .. } | Self::Process { .. } => ErrorKind::Transient,
+            Self::StillThere { .. }
+            | Self::Process { .. }
+            | Self::Namespace { .. }
+            | Self::Tap { .. } => ErrorKind::Transient,
             Self::NoSuchMachine { .. } => ErrorKind::NotFound,
             Self::Invalid(_) => ErrorKind::Invalid,
             Self::Conflict(_) | Self::InUse { .. } => ErrorKind::Conflict,
@@ -115,6 +122,7 @@ impl From<QemuError> for ProviderError {
             QemuError::Missing { source, .. }
             | QemuError::Io { source, .. }
             | QemuError::Spawn { source }
+            | QemuError::Tap { source, .. }
             | QemuError::Process { source, .. } => plain.with_source(source),
             QemuError::Control { source } => plain.with_source(source),
             _ => plain,

@@ -12,6 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use command_fds::{CommandFdExt, FdMapping};
 use tokio::process::{Child, Command};
 
 use crate::config::Config;
@@ -19,6 +20,7 @@ use crate::convert::GUEST_ADDRESS;
 use crate::error::QemuError;
 use crate::node::{self, Acceleration};
 use crate::record::Record;
+use crate::taps::Tap;
 
 /// What all machines of an instance are started with.
 #[derive(Clone, Debug)]
@@ -43,6 +45,7 @@ impl Launcher {
         record: &Record,
         files: &BootFiles,
         user_data: &[u8],
+        taps: Vec<Tap>,
     ) -> Result<Child, QemuError> {
         let handle = File::open(dir).map_err(QemuError::io("open", dir))?;
         let log_path = dir.join(LOG);
@@ -62,7 +65,7 @@ impl Launcher {
             .args(["/bin/sh", "-c", SCRIPT, "qemu"])
             .arg((self.config.console_kib * CONSOLE_LIMIT_FACTOR * 2).to_string())
             .arg(&files.qemu)
-            .args(self.arguments(dir, record, files, fits_smbios(user_data)))
+            .args(self.arguments(dir, record, files, fits_smbios(user_data), &taps))
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             // Resolved by the child after it became the other user: works whatever the directories above allow.
@@ -74,6 +77,11 @@ impl Launcher {
             let gid = if self.acceleration.kvm { node::kvm_group() } else { None };
             command.uid(uid).gid(gid.unwrap_or(uid));
         }
+        let taps = taps.into_iter().zip(FIRST_TAP..);
+        let mappings =
+            taps.map(|(tap, child_fd)| FdMapping { parent_fd: tap.fd, child_fd }).collect();
+        // Numbers that follow each other do not collide.
+        command.fd_mappings(mappings).map_err(|_| QemuError::Broken)?;
         command.spawn().map_err(|source| QemuError::Spawn { source })
     }
 
@@ -84,6 +92,7 @@ impl Launcher {
         record: &Record,
         files: &BootFiles,
         smbios: bool,
+        taps: &[Tap],
     ) -> Vec<OsString> {
         let config = &self.config;
         let cpus = record.cpu_millis.div_ceil(1000).max(1);
@@ -111,13 +120,19 @@ impl Launcher {
         line.pair("-chardev", format!("file,id=console,path={CONSOLE},append=on"));
         line.pair("-serial", "chardev:console");
         line.pair("-qmp", format!("unix:{QMP},server=on,wait=off"));
-        let restrict = if config.restrict_network { "on" } else { "off" };
+        // Beside a network of the pod's, this is the node's way to the agent and nothing else.
+        let restrict = if config.restrict_network || !taps.is_empty() { "on" } else { "off" };
         let port = config.agent_port;
         line.pair(
             "-netdev",
             format!("user,id=net,ipv6=off,restrict={restrict},hostfwd=tcp:127.0.0.1:0-:{port}"),
         );
-        line.pair("-device", "virtio-net-pci,netdev=net,romfile=");
+        line.pair("-device", format!("virtio-net-pci,netdev=net,mac={OWN_MAC},romfile="));
+        for (tap, fd) in taps.iter().zip(FIRST_TAP..) {
+            line.pair("-netdev", format!("tap,id=pod{fd},fd={fd}"));
+            let mac = &tap.mac;
+            line.pair("-device", format!("virtio-net-pci,netdev=pod{fd},mac={mac},romfile="));
+        }
         line.pair("-device", "virtio-rng-pci");
         line.pair("-fw_cfg", format!("name=opt/infranetes/user-data,file={BOOT_USER_DATA}"));
         if smbios {
@@ -125,7 +140,7 @@ impl Launcher {
         }
         line.pair("-kernel", &files.kernel);
         line.pair("-initrd", &files.initramfs);
-        line.pair("-append", self.kernel_command_line());
+        line.pair("-append", self.kernel_command_line(!taps.is_empty()));
         line.0
     }
 
@@ -134,9 +149,12 @@ impl Launcher {
         self.config.firmware.as_deref().or_else(quick)
     }
 
-    fn kernel_command_line(&self) -> String {
+    fn kernel_command_line(&self, pod_network: bool) -> String {
         let Config { kernel_args, extra_kernel_args, .. } = &self.config;
-        let address = format!("infranetes.ip={GUEST_ADDRESS}/24,10.0.2.2,10.0.2.3");
+        let address = match pod_network {
+            false => format!("infranetes.ip={GUEST_ADDRESS}/24,10.0.2.2,10.0.2.3"),
+            true => format!("infranetes.control={GUEST_ADDRESS}/24,{OWN_MAC}"),
+        };
         let words = [kernel_args, &address, extra_kernel_args].into_iter().map(|part| part.trim());
         words.filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
     }
@@ -209,6 +227,10 @@ const CONSOLE_LIMIT_FACTOR: u64 = 4;
 /// Translated code of a guest under TCG.
 const TCG_CACHE_MIB: u64 = 128;
 const OWN_MEMORY_MIB: u64 = 192;
+/// Of the interface that every machine has; it means nothing outside.
+const OWN_MAC: &str = "52:54:00:12:34:56";
+/// The number of the first tap in QEMU: above those that a shell may use.
+const FIRST_TAP: i32 = 30;
 const LAST_WORDS_BYTES: usize = 4096;
 const LAST_WORDS_LINES: usize = 8;
 
@@ -233,6 +255,7 @@ mod tests {
             cpu_millis: 1500,
             memory_mib: 320,
             created_unix_ms: 0,
+            namespace: None,
             uid: None,
             wanted: Power::On,
             boot_id: String::new(),
@@ -242,7 +265,7 @@ mod tests {
         };
         let files =
             BootFiles { qemu: "qemu".into(), kernel: "/k".into(), initramfs: "../boot/i".into() };
-        let arguments = launcher.arguments(Path::new("/run/a,b/vm-1"), &record, &files, true);
+        let arguments = launcher.arguments(Path::new("/run/a,b/vm-1"), &record, &files, true, &[]);
         let line: Vec<String> =
             arguments.into_iter().map(|word| word.into_string().expect("text")).collect();
         let line = line.join(" ");
@@ -261,5 +284,20 @@ mod tests {
             assert!(line.contains(part), "{part} is not in {line}");
         }
         assert!(!line.contains("t0ken"));
+        // With a tap, the user-mode network leads to the agent and nowhere else.
+        let fd = std::fs::File::open("/dev/null").expect("opened").into();
+        let tap = Tap { fd, mac: "ee:00:00:00:00:01".to_owned() };
+        let arguments = launcher.arguments(Path::new("/m"), &record, &files, true, &[tap]);
+        let line: Vec<String> =
+            arguments.into_iter().map(|word| word.into_string().expect("text")).collect();
+        let line = line.join(" ");
+        for part in [
+            ",restrict=on,hostfwd=tcp:127.0.0.1:0-:7443 ",
+            "-netdev tap,id=pod30,fd=30 -device virtio-net-pci,netdev=pod30,mac=ee:00:00:00:00:01,",
+            "infranetes.control=10.0.2.15/24,52:54:00:12:34:56 debug",
+        ] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
+        assert!(!line.contains("infranetes.ip="), "{line}");
     }
 }

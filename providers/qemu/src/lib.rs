@@ -27,6 +27,7 @@ mod provider;
 mod record;
 mod registry;
 mod streams;
+mod taps;
 
 pub use config::{Accel, Config, TypeEntry, UidRange};
 pub use provider::QemuProvider;

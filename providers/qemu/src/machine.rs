@@ -29,6 +29,7 @@ use crate::files::Files;
 use crate::launch::{self, Launcher};
 use crate::process::{self, Process};
 use crate::record::{End, Power, ProcessRecord, Record};
+use crate::taps;
 
 /// What a machine does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -252,7 +253,12 @@ impl Machine {
         let record = self.record();
         let files = self.shared.files.ready(record.uid.is_some())?;
         let user_data = self.dir.prepare_boot(record.uid)?;
-        let mut child = self.shared.launcher.spawn(self.dir(), &record, &files, &user_data)?;
+        let taps = match &record.namespace {
+            Some(namespace) => taps::open(namespace).await?,
+            None => Vec::new(),
+        };
+        let mut child =
+            self.shared.launcher.spawn(self.dir(), &record, &files, &user_data, taps)?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
         let Some(start_time) = process::start_time(pid) else {
             return Err(QemuError::EndedEarly { reason: "its shell did not start".to_owned() });

@@ -51,7 +51,7 @@ impl PodProvider for QemuProvider {
             console: true,
             stop_start: true,
             tags: true,
-            address_modes: vec![AddressMode::Local as i32],
+            address_modes: vec![AddressMode::Local as i32, AddressMode::Cni as i32],
             architectures: vec![ARCHITECTURE.to_owned()],
             events: true,
             sweep: true,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,9 @@ pub(crate) struct Record {
     pub(crate) cpu_millis: u64,
     pub(crate) memory_mib: u64,
     pub(crate) created_unix_ms: u64,
+    /// The network namespace whose place on the network it takes; `None`: QEMU's user-mode network.
+    #[serde(default)]
+    pub(crate) namespace: Option<PathBuf>,
     /// The user that QEMU runs as, where that is not our own.
     pub(crate) uid: Option<u32>,
     /// Whether it is wanted to run.
@@ -105,6 +108,7 @@ mod tests {
             cpu_millis: 1000,
             memory_mib: 256,
             created_unix_ms: 1,
+            namespace: Some("/run/netns/a".into()),
             uid: Some(7),
             wanted: Power::On,
             boot_id: "boot".to_owned(),

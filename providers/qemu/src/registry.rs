@@ -217,6 +217,7 @@ impl Registry {
             cpu_millis: size.cpu_millis,
             memory_mib: size.memory_mib,
             created_unix_ms: u64::try_from(now.as_millis()).unwrap_or_default(),
+            namespace: namespace(request),
             uid: if self.drops_root { Some(self.free_uid()?) } else { None },
             wanted: Power::On,
             boot_id: process::boot_id(),
@@ -304,6 +305,11 @@ impl Drop for Registry {
     }
 }
 
+fn namespace(request: &CreateRequest) -> Option<PathBuf> {
+    let path = request.network.as_ref().map(|network| network.namespace_path.as_str());
+    path.filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
 /// What a machine does as far as its record tells; taking it up then finds out.
 fn phase_of(record: &Record) -> Phase {
     match (&record.end, record.wanted, record.process, record.port) {
@@ -322,6 +328,7 @@ fn same_shape(there: &Machine, request: &CreateRequest, size: &Size) -> Result<(
     let same = record.token == request.token
         && record.name == request.name
         && record.machine_type == size.name
+        && record.namespace == namespace(request)
         && record.tags == request.tags.clone().into_iter().collect()
         && user_data.is_ok_and(|user_data| user_data == request.user_data);
     if there.phase() == Phase::Destroying {
