@@ -15,6 +15,7 @@ pub mod footprint;
 pub mod image;
 pub mod layer;
 pub mod namespaces;
+pub mod network;
 pub mod node;
 pub mod registry;
 pub mod sim;

@@ -54,7 +54,12 @@ fn many_seeds_break_no_promise() {
 /// What finds nothing proves nothing: each way of breaking the world is noticed.
 #[test]
 fn a_broken_world_is_noticed() {
-    let sabotages = [Sabotage::IntentsForgotten, Sabotage::GoalsForgotten, Sabotage::TokensIgnored];
+    let sabotages = [
+        Sabotage::IntentsForgotten,
+        Sabotage::WishesForgotten,
+        Sabotage::GoalsForgotten,
+        Sabotage::TokensIgnored,
+    ];
     for sabotage in sabotages {
         // Some kubelets stop a pod before they remove it, which hides a forgotten removal.
         let noticed = (1..9).find_map(|seed| {

@@ -10,5 +10,14 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     debian::ensure(workspace, &PACKAGES)
 }
 
-/// The machines, the containers of the process provider, a registry to pull from, and what is in the test image.
-const PACKAGES: [&str; 4] = [debian::QEMU, "busybox-static", "crun", "docker-registry"];
+/// The machines, the containers of the process provider, a registry to pull from, what is in the test image, and what the tests of
+/// pod networks run: plugins, the firewall that one of them writes, and the programs that set up and show interfaces.
+const PACKAGES: [&str; 7] = [
+    debian::QEMU,
+    "busybox-static",
+    "containernetworking-plugins",
+    "crun",
+    "docker-registry",
+    "iproute2",
+    "iptables",
+];

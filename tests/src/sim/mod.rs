@@ -10,6 +10,7 @@
 pub mod agent;
 pub mod kubelet;
 pub mod logs;
+pub mod network;
 pub mod provider;
 pub mod random;
 pub mod report;

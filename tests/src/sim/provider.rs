@@ -5,12 +5,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use infranetes_provider_fake::{FakeCloud, FakeProvider};
 use infranetes_sdk::pod::{
-    Addresses, AddressesRequest, ConsoleChunk, ConsoleRequest, CreateRequest, DescribePodRequest,
-    DestroyRequest, Empty, EventsRequest, GetRequest, ListRequest, ListResponse, Machine,
-    MachineEvent, PlanRequest, PlanResponse, PodCapabilities, StopMachineRequest,
+    AddressMode, Addresses, AddressesRequest, ConsoleChunk, ConsoleRequest, CreateRequest,
+    DescribePodRequest, DestroyRequest, Empty, EventsRequest, GetRequest, ListRequest,
+    ListResponse, Machine, MachineEvent, PlanRequest, PlanResponse, PodCapabilities,
+    StopMachineRequest,
 };
 use infranetes_sdk::{BoxStream, CallContext, PodProvider, Result};
 
+use crate::sim::network::SimNetwork;
 use crate::sim::seam::Seams;
 use crate::sim::world::Promises;
 
@@ -22,6 +24,8 @@ pub struct SimProvider {
     pub seams: Seams,
     /// Told when a sandbox has two machines.
     pub promises: Arc<Promises>,
+    /// Where machines are put that come without addresses of their own.
+    pub network: Arc<SimNetwork>,
 }
 
 impl SimProvider {
@@ -53,14 +57,20 @@ impl PodProvider for SimProvider {
         ctx: CallContext,
         request: DescribePodRequest,
     ) -> Result<PodCapabilities> {
-        self.inner.describe(ctx, request).await
+        let mut capabilities = self.inner.describe(ctx, request).await?;
+        capabilities.address_modes.push(AddressMode::Cni as i32);
+        Ok(capabilities)
     }
 
     async fn plan(&self, ctx: CallContext, request: PlanRequest) -> Result<PlanResponse> {
         self.around("plan", self.inner.plan(ctx, request)).await
     }
 
-    async fn create(&self, ctx: CallContext, request: CreateRequest) -> Result<Machine> {
+    async fn create(&self, ctx: CallContext, mut request: CreateRequest) -> Result<Machine> {
+        // The cloud itself knows nothing of namespaces.
+        if let Some(network) = request.network.take() {
+            self.network.is_entered(&network.namespace_path);
+        }
         let what = format!("create {}", request.name);
         self.around(&what, self.inner.create(ctx, request)).await
     }

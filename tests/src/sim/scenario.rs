@@ -28,6 +28,10 @@ pub struct Scenario {
     pub certificate_life: Duration,
     /// How often of a hundred a kubelet asks twice, gives up half-way, or ends a pod early.
     pub restless_percent: u64,
+    /// The node connects its pods; else their machines come with addresses.
+    pub pod_network: bool,
+    /// How often of a hundred the node's pod network fails.
+    pub network_trouble_percent: u64,
     /// Machines may end by themselves in this world.
     pub mortal: bool,
     /// How the world itself is broken, to see that it notices.
@@ -42,6 +46,8 @@ pub enum Sabotage {
     None,
     /// The store says that the intent of a machine is durable, and forgets it.
     IntentsForgotten,
+    /// The store says that a wish is durable whose network is about to be set up, and forgets it.
+    WishesForgotten,
     /// The store says that a removal is durable, and forgets it.
     GoalsForgotten,
     /// The cloud makes a machine for every create call, whatever the token.
@@ -69,6 +75,8 @@ impl Scenario {
             break_percent: 0,
             certificate_life: CERTIFICATE_LIFE,
             restless_percent: 0,
+            pod_network: true,
+            network_trouble_percent: 0,
             mortal: false,
             sabotage: Sabotage::None,
         }
@@ -93,6 +101,8 @@ impl Scenario {
             certificate_life: CERTIFICATE_LIFE,
             break_percent: if random.percent(40) { random.below(12) } else { 0 },
             restless_percent: if random.percent(60) { random.below(40) } else { 0 },
+            pod_network: random.percent(60),
+            network_trouble_percent: if random.percent(40) { random.below(30) } else { 0 },
             mortal,
             sabotage: Sabotage::None,
         }

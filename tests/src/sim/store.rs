@@ -49,6 +49,13 @@ impl SimStore {
                 }
                 Change::Delete { .. } => false,
             }),
+            Sabotage::WishesForgotten => changes.iter().any(|change| match change {
+                Change::Put(entry) => {
+                    let text = String::from_utf8_lossy(&entry.value).into_owned();
+                    entry.table == Table::Sandboxes && text.contains("\"network\":\"unsettled\"")
+                }
+                Change::Delete { .. } => false,
+            }),
             Sabotage::GoalsForgotten => changes.iter().any(|change| match change {
                 Change::Put(entry) => {
                     let text = String::from_utf8_lossy(&entry.value).into_owned();

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use infranetes_core::engine::{
-    Engine, EngineConfig, EngineParts, Entropy, HandlerConfig, ImageSource, PhaseTimeouts,
-    ResolvedImage, WallClock,
+    Engine, EngineConfig, EngineParts, Entropy, HandlerConfig, HandlerNetwork, ImageSource,
+    PhaseTimeouts, ResolvedImage, WallClock,
 };
 use infranetes_core::error::EngineError;
 use infranetes_core::record::MemoryStore;
@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::sim::agent::{Fleet, SimConnector};
 use crate::sim::kubelet::Kubelet;
 use crate::sim::logs::SimLogs;
+use crate::sim::network::SimNetwork;
 use crate::sim::provider::SimProvider;
 use crate::sim::random::Random;
 use crate::sim::scenario::{Sabotage, Scenario};
@@ -34,6 +35,8 @@ pub struct World {
     pub cloud: FakeCloud,
     /// The agents in its machines.
     pub fleet: Arc<Fleet>,
+    /// The pod network of the node.
+    pub network: Arc<SimNetwork>,
     /// What is durable on the node.
     pub store: MemoryStore,
     /// The log files of the node.
@@ -139,10 +142,18 @@ impl World {
             scenario.break_percent,
             scenario.certificate_life,
         );
+        let network = SimNetwork::new(
+            cloud.clone(),
+            seams.clone(),
+            promises.clone(),
+            scenario.seed ^ 0x2E7,
+            scenario.network_trouble_percent,
+        );
         let entropy = Arc::new(SimEntropy(Mutex::new(Random::new(scenario.seed ^ 0xE7))));
         Self {
             cloud,
             fleet,
+            network,
             store: MemoryStore::new(),
             logs: SimLogs::default(),
             seams,
@@ -190,7 +201,32 @@ impl World {
 
     /// Starts an engine over what there is.
     pub async fn start(&self) -> Result<Engine, EngineError> {
-        Engine::start(config(), self.parts()).await
+        Engine::start(self.config(), self.parts()).await
+    }
+
+    fn config(&self) -> EngineConfig {
+        let handler = HandlerConfig {
+            provider: "sim".to_owned(),
+            default_resources: SandboxResources { cpu_millis: 1000, memory_bytes: 1 << 29 },
+            default_overhead: SandboxResources::default(),
+            machine_type: String::new(),
+            zones: Vec::new(),
+            spot: false,
+            allowed_annotations: Default::default(),
+            network: if self.scenario.pod_network {
+                HandlerNetwork::Node
+            } else {
+                HandlerNetwork::Provider
+            },
+            timeouts: PhaseTimeouts::default(),
+        };
+        EngineConfig {
+            cluster: "sim".to_owned(),
+            node: "node-1".to_owned(),
+            handlers: BTreeMap::from([(String::new(), handler)]),
+            concurrent_creates: 2,
+            stats_period: Duration::from_secs(10),
+        }
     }
 
     fn parts(&self) -> EngineParts {
@@ -202,6 +238,7 @@ impl World {
             inner: FakeProvider::new(self.cloud.clone(), script),
             seams: self.seams.clone(),
             promises: self.promises.clone(),
+            network: self.network.clone(),
         });
         EngineParts {
             providers: BTreeMap::from([("sim".to_owned(), Ok(provider))]),
@@ -213,7 +250,7 @@ impl World {
                 sabotage: self.scenario.sabotage,
             }),
             logs: Arc::new(self.logs.clone()),
-            network: None,
+            network: Some(self.network.clone()),
             entropy: self.entropy.clone(),
             clock: Arc::new(SimClock(self.begin)),
         }
@@ -238,31 +275,11 @@ impl World {
             self.promises
                 .broken(&format!("machine {} ({}) is left behind", machine.id, machine.name));
         }
+        self.network.nothing_is_left();
         // The one that stays is the record's own birth.
         if self.store.len() > 1 {
             self.promises.broken(&format!("{} records are left behind", self.store.len() - 1));
         }
-    }
-}
-
-fn config() -> EngineConfig {
-    let handler = HandlerConfig {
-        provider: "sim".to_owned(),
-        default_resources: SandboxResources { cpu_millis: 1000, memory_bytes: 1 << 29 },
-        default_overhead: SandboxResources::default(),
-        machine_type: String::new(),
-        zones: Vec::new(),
-        spot: false,
-        allowed_annotations: Default::default(),
-        network: Default::default(),
-        timeouts: PhaseTimeouts::default(),
-    };
-    EngineConfig {
-        cluster: "sim".to_owned(),
-        node: "node-1".to_owned(),
-        handlers: BTreeMap::from([(String::new(), handler)]),
-        concurrent_creates: 2,
-        stats_period: std::time::Duration::from_secs(10),
     }
 }
 

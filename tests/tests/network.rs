@@ -1,0 +1,378 @@
+//! Pod networks by the node's CNI plugins, each case in a network namespace of its own: this machine's network is not touched.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use infranetes_cri::api::v1::{self as cri, PodSandboxState};
+use infranetes_tests::case::{self, Case};
+use infranetes_tests::client::{Client, Pod, container};
+use infranetes_tests::network::{Cni, enter_own_namespace, portmap, run};
+use infranetes_tests::wait::until;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Runs a case on a node whose handler uses CNI, in a network of its own.
+async fn on_a_cni_node(
+    provider: &str,
+    case: impl AsyncFnOnce(&mut Case, &Cni) -> Result<()>,
+) -> Result<()> {
+    enter_own_namespace()?;
+    case::run(provider, async |world| {
+        let cni = Cni::new(&world.node.path(""))?;
+        let registry = world.registry.host();
+        world.node.write_config(&format!(
+            "[handlers.{provider}]\nprovider = \"{provider}\"\nnetwork = \"cni\"\n{}\
+             [images.registries.\"{registry}\"]\nurl = \"http://{registry}\"\n",
+            cni.config()
+        ))?;
+        world.restart_hard().await?;
+        case(world, &cni).await?;
+        remove_pods(&mut world.client()).await?;
+        let left = cni.left()?;
+        ensure!(left.is_empty(), "left behind: {left:#?}");
+        Ok(())
+    })
+    .await
+}
+
+async fn remove_pods(client: &mut Client) -> Result<()> {
+    let request = cri::ListPodSandboxRequest::default();
+    for sandbox in client.runtime.list_pod_sandbox(request).await?.into_inner().items {
+        client.remove_pod(&sandbox.id).await?;
+    }
+    Ok(())
+}
+
+macro_rules! on_process {
+    ($($case:ident),* $(,)?) => {
+        mod process {
+            $(#[tokio::test]
+            async fn $case() -> anyhow::Result<()> {
+                super::on_a_cni_node("process", super::$case).await
+            })*
+        }
+    };
+}
+
+on_process!(
+    pods_reach_each_other_and_the_node_them,
+    a_port_of_the_node_leads_to_the_pod,
+    every_interface_of_the_result_is_the_pods,
+    what_a_pod_had_is_given_back_after_kills_at_any_moment,
+    a_configuration_that_vanished_is_not_needed_to_disconnect,
+    a_plugin_that_fails_is_quoted,
+    a_plugin_that_hangs_is_killed_and_holds_up_nobody_else,
+    without_a_configuration_the_node_says_so,
+);
+
+mod qemu {
+    #[tokio::test]
+    async fn pods_reach_each_other_and_the_node_them() -> anyhow::Result<()> {
+        super::on_a_cni_node("qemu", super::pods_reach_each_other_and_the_node_them).await
+    }
+
+    #[tokio::test]
+    async fn a_port_of_the_node_leads_to_the_pod() -> anyhow::Result<()> {
+        super::on_a_cni_node("qemu", super::a_port_of_the_node_leads_to_the_pod).await
+    }
+
+    #[tokio::test]
+    async fn every_interface_of_the_result_is_the_pods() -> anyhow::Result<()> {
+        super::on_a_cni_node("qemu", super::every_interface_of_the_result_is_the_pods).await
+    }
+}
+
+async fn run_pod(
+    client: &mut Client,
+    pod: &Pod,
+    change: impl FnOnce(&mut cri::PodSandboxConfig),
+) -> Result<String, tonic::Status> {
+    let mut config = pod.config();
+    change(&mut config);
+    let request =
+        cri::RunPodSandboxRequest { config: Some(config), runtime_handler: pod.handler.clone() };
+    Ok(client.runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
+}
+
+/// The pod's addresses, the best first.
+async fn ips(client: &mut Client, sandbox: &str) -> Result<Vec<String>> {
+    let status = client.sandbox(sandbox).await?.status.context("no status")?;
+    let network = status.network.context("no network")?;
+    let more = network.additional_ips.into_iter().map(|ip| ip.ip);
+    Ok(std::iter::once(network.ip).chain(more).collect())
+}
+
+/// A container that serves a word at port 80.
+async fn serve(case: &Case, pod: &Pod, sandbox: &str, word: &str) -> Result<String> {
+    let script = format!(
+        "mkdir -p /tmp/www; echo {word} > /tmp/www/index.html; exec httpd -f -p 80 -h /tmp/www"
+    );
+    let config = container("web", &case.image, &["sh", "-c", &script]);
+    Ok(case.client().run_container(sandbox, pod, config).await?)
+}
+
+/// Asks from the node until the answer comes.
+async fn fetched(address: &str, word: &str) -> Result<()> {
+    until(FETCH_LIMIT, &format!("{address} answers {word:?}"), async || {
+        let answer = tokio::time::timeout(ANSWER_LIMIT, get(address)).await;
+        Ok(matches!(answer, Ok(Ok(answer)) if answer.contains(word)))
+    })
+    .await
+}
+
+/// From this thread's network, as a program of the node would.
+async fn get(address: &str) -> Result<String> {
+    let port =
+        if address.rsplit(']').next().is_some_and(|rest| rest.contains(':')) { "" } else { ":80" };
+    let mut stream = TcpStream::connect(format!("{address}{port}")).await?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+async fn pods_reach_each_other_and_the_node_them(case: &mut Case, cni: &Cni) -> Result<()> {
+    cni.write_bridge()?;
+    let mut client = case.client();
+    client.pull(&case.image).await?;
+    let (web, other) = (case.pod("web"), case.pod("other"));
+    let (server, asker) = (client.run_pod(&web).await?, client.run_pod(&other).await?);
+    let addresses = ips(&mut client, &server).await?;
+    ensure!(addresses.len() == 2, "{addresses:?}");
+    ensure!(addresses[0].starts_with("10.88.0."), "{addresses:?}");
+    ensure!(addresses[1].starts_with("fd88::"), "{addresses:?}");
+    let serving = serve(case, &web, &server, "hello").await?;
+    fetched(&addresses[0], "hello").await?;
+    fetched(&format!("[{}]", addresses[1]), "hello").await?;
+
+    let idle = container("idle", &case.image, &["sleep", "1000"]);
+    let idle = client.run_container(&asker, &other, idle).await?;
+    for address in &addresses {
+        let ask = format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 20 {address} 80");
+        let answer = client.exec(&idle, &["sh", "-c", &ask]).await?;
+        let said = String::from_utf8_lossy(&answer.stdout).into_owned();
+        let error = String::from_utf8_lossy(&answer.stderr).into_owned();
+        ensure!(said.ends_with("hello\n"), "{address}: {said:?} {error}");
+    }
+    // What the network says of itself is so in the pod.
+    let show = "ip address show eth0; ip route; cat /etc/resolv.conf /etc/hosts; ls /sys/class/net";
+    let seen = client.exec(&serving, &["sh", "-c", show]).await?;
+    let seen = String::from_utf8_lossy(&seen.stdout).into_owned();
+    let own = format!("inet {}/24", addresses[0]);
+    let host = format!("{} web", addresses[0]);
+    for part in [
+        own.as_str(),
+        host.as_str(),
+        "mtu 1420",
+        "default via 10.88.0.1 dev eth0",
+        "nameserver 10.88.0.1",
+        "search of.the.network",
+    ] {
+        ensure!(seen.contains(part), "{part:?} is not in {seen}");
+    }
+    Ok(())
+}
+
+async fn a_port_of_the_node_leads_to_the_pod(case: &mut Case, cni: &Cni) -> Result<()> {
+    cni.write_chain(&[cni.bridge()])?;
+    let mut client = case.client();
+    client.pull(&case.image).await?;
+    let pod = case.pod("ports");
+    let ports = |config: &mut cri::PodSandboxConfig| {
+        config.port_mappings =
+            vec![cri::PortMapping { container_port: 80, host_port: 12080, ..Default::default() }];
+    };
+    let refused = run_pod(&mut client, &pod, ports).await.err().context("it was not refused")?;
+    ensure!(refused.message().contains("portMappings"), "{refused}");
+    cni.write_bridge()?;
+    let sandbox = run_pod(&mut client, &pod, ports).await?;
+    serve(case, &pod, &sandbox, "through-the-node").await?;
+    fetched("127.0.0.1:12080", "through-the-node").await
+}
+
+async fn every_interface_of_the_result_is_the_pods(case: &mut Case, cni: &Cni) -> Result<()> {
+    // A second interface, made as a meta plugin would: by another plugin, under another name.
+    let second = json!({
+        "cniVersion": "1.0.0", "name": "second", "type": "bridge", "bridge": "cni1", "mtu": 1300,
+        "ipam": {"type": "host-local", "dataDir": cni.path("leases2"), "ranges": [[{"subnet": "10.99.0.0/24"}]]},
+    });
+    cni.write_plugin(
+        "second",
+        &format!(
+            "previous=$(cat)\ncase $CNI_COMMAND in ADD|DEL) ;; *) exit 0;; esac\n\
+             more=$(echo '{second}' | CNI_IFNAME=net1 /usr/lib/cni/bridge) || {{ echo \"$more\"; exit 1; }}\n\
+             [ $CNI_COMMAND = ADD ] || exit 0\n\
+             python3 - \"$previous\" \"$more\" <<'END'\n{MERGE}\nEND"
+        ),
+    )?;
+    cni.write_chain(&[cni.bridge(), json!({"type": "second"})])?;
+    let mut client = case.client();
+    client.pull(&case.image).await?;
+    let pod = case.pod("two");
+    let sandbox = client.run_pod(&pod).await?;
+    let addresses = ips(&mut client, &sandbox).await?;
+    ensure!(addresses.len() == 3 && addresses[2].starts_with("10.99.0."), "{addresses:?}");
+    run("ip", &["address", "add", "10.99.0.1/24", "dev", "cni1"])?;
+    serve(case, &pod, &sandbox, "both").await?;
+    fetched(&addresses[0], "both").await?;
+    fetched(&addresses[2], "both").await?;
+    Ok(())
+}
+
+/// Puts the addresses of one result behind those of another.
+const MERGE: &str = "import json, sys
+first, more = json.loads(sys.argv[1])['prevResult'], json.loads(sys.argv[2])
+offset = len(first['interfaces'])
+first['interfaces'] += more['interfaces']
+first['ips'] += [dict(ip, interface=ip['interface'] + offset) for ip in more['ips']]
+print(json.dumps(first))";
+
+async fn what_a_pod_had_is_given_back_after_kills_at_any_moment(
+    case: &mut Case,
+    cni: &Cni,
+) -> Result<()> {
+    // Slow enough to be killed in: before, between and after what the plugins do.
+    let slow = "config=$(cat); [ $CNI_COMMAND = CHECK ] && exit 0\n\
+                sleep 0.4; [ $CNI_COMMAND = ADD ] || exit 0\n\
+                echo \"$config\" | python3 -c 'import json, sys; print(json.dumps(json.load(sys.stdin)[\"prevResult\"]))'";
+    cni.write_plugin("slow", slow)?;
+    cni.write_chain(&[cni.bridge(), json!({"type": "slow"}), portmap(), json!({"type": "slow"})])?;
+    for millis in [0, 50, 150, 300, 500, 700, 900, 1200, 1800] {
+        let pod = case.pod(&format!("kill-{millis}"));
+        let mut client = case.client();
+        let running = tokio::spawn({
+            let (mut client, pod) = (client.clone(), pod.clone());
+            async move { client.run_pod(&pod).await }
+        });
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        case.restart_hard().await?;
+        let _ = running.await?;
+        client = case.client();
+        // Asking again joins or begins, and it becomes ready with one address.
+        let sandbox = client.run_pod(&pod).await?;
+        ensure!(ips(&mut client, &sandbox).await?.len() == 2);
+        let stopping = tokio::spawn({
+            let (mut client, sandbox) = (client.clone(), sandbox.clone());
+            async move { client.remove_pod(&sandbox).await }
+        });
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        case.restart_hard().await?;
+        let _ = stopping.await?;
+        remove_pods(&mut case.client()).await?;
+        until(FETCH_LIMIT, "nothing is left of the pod", async || Ok(cni.left()?.is_empty()))
+            .await
+            .with_context(|| format!("after {millis} ms: {:#?}", cni.left()))?;
+    }
+    Ok(())
+}
+
+async fn a_configuration_that_vanished_is_not_needed_to_disconnect(
+    case: &mut Case,
+    cni: &Cni,
+) -> Result<()> {
+    cni.write_bridge()?;
+    let mut client = case.client();
+    let (first, second) = (case.pod("first"), case.pod("second"));
+    let first = client.run_pod(&first).await?;
+    let second = client.run_pod(&second).await?;
+    cni.remove_configuration()?;
+    case.restart_hard().await?;
+    client = case.client();
+    // The namespace of one goes, too, as after a restart of the node.
+    let pinned = cni.namespaces().join(&second);
+    run("umount", &[&pinned.display().to_string()])?;
+    client.remove_pod(&second).await?;
+    client.remove_pod(&first).await?;
+    Ok(())
+}
+
+async fn a_plugin_that_fails_is_quoted(case: &mut Case, cni: &Cni) -> Result<()> {
+    let mut client = case.client();
+    let pod = case.pod("web");
+    for (script, parts) in [
+        (
+            "[ $CNI_COMMAND = ADD ] || exit 0; echo '{\"code\": 107, \"msg\": \"the moon is full\", \"details\": \"again\"}'; exit 1",
+            &["the moon is full", "(code 107)", "again", "\"moody\" refused ADD"][..],
+        ),
+        ("[ $CNI_COMMAND = ADD ] || exit 0; echo garbage", &["no result", "expected value"]),
+        ("[ $CNI_COMMAND = ADD ] || exit 0; echo lost >&2; exit 3", &["exit status: 3", "lost"]),
+        ("[ $CNI_COMMAND = ADD ] || exit 0; echo '{\"ips\": []}'", &["no address"]),
+    ] {
+        cni.write_plugin("moody", script)?;
+        cni.write_chain(&[cni.bridge(), json!({"type": "moody"})])?;
+        let error = client.run_pod(&pod).await.err().context("it was not refused")?;
+        for part in parts {
+            ensure!(error.message().contains(part), "{part:?} is not in {error}");
+        }
+        until(FETCH_LIMIT, "what was begun is taken back", async || Ok(cni.left()?.is_empty()))
+            .await
+            .with_context(|| format!("{:#?}", cni.left()))?;
+    }
+    // The same wish again starts over, and succeeds once the plugin does.
+    cni.write_bridge()?;
+    let sandbox = client.run_pod(&pod).await?;
+    ensure!(ips(&mut client, &sandbox).await?.len() == 2);
+    Ok(())
+}
+
+async fn a_plugin_that_hangs_is_killed_and_holds_up_nobody_else(
+    case: &mut Case,
+    cni: &Cni,
+) -> Result<()> {
+    let mut client = case.client();
+    let pid = cni.path("pid");
+    cni.write_plugin(
+        "stuck",
+        &format!("[ $CNI_COMMAND = ADD ] || exit 0; echo $$ > {}; sleep 1000; true", pid.display()),
+    )?;
+    cni.write_chain(&[cni.bridge(), json!({"type": "stuck"})])?;
+    let stuck = case.pod("stuck");
+    let hanging = tokio::spawn({
+        let (mut client, stuck) = (client.clone(), stuck.clone());
+        async move { client.run_pod(&stuck).await }
+    });
+    until(FETCH_LIMIT, "the plugin hangs", async || Ok(pid.exists())).await?;
+    cni.write_bridge()?;
+    client.run_pod(&case.pod("other")).await?;
+    // A daemon that comes after it finds the plugin of its predecessor, and ends it.
+    case.restart_hard().await?;
+    let _ = hanging.await?;
+    client = case.client();
+    client.run_pod(&stuck).await?;
+    let group = std::fs::read_to_string(&pid)?;
+    // Nobody may be there to reap it.
+    let state = std::fs::read_to_string(format!("/proc/{}/stat", group.trim()));
+    let alive = state.is_ok_and(|state| !state.contains(") Z "));
+    ensure!(!alive, "the plugin {group} still runs");
+    Ok(())
+}
+
+async fn without_a_configuration_the_node_says_so(case: &mut Case, cni: &Cni) -> Result<()> {
+    let mut client = case.client();
+    let condition = async |client: &mut Client| -> Result<cri::RuntimeCondition> {
+        let status = client.runtime.status(cri::StatusRequest::default()).await?.into_inner();
+        let conditions = status.status.context("no status")?.conditions;
+        let network = conditions.into_iter().find(|condition| condition.r#type == "NetworkReady");
+        network.context("no NetworkReady")
+    };
+    let network = condition(&mut client).await?;
+    ensure!(!network.status && network.message.contains("no CNI configuration"), "{network:?}");
+    let pod = case.pod("early");
+    let error = client.run_pod(&pod).await.err().context("it was not refused")?;
+    ensure!(error.message().contains("no CNI configuration"), "{error}");
+    cni.write_chain(&[json!({"type": "no-such-plugin"})])?;
+    let network = condition(&mut client).await?;
+    ensure!(!network.status && network.message.contains("no-such-plugin"), "{network:?}");
+    // It counts as soon as it is there.
+    cni.write_bridge()?;
+    let network = condition(&mut client).await?;
+    ensure!(network.status, "{network:?}");
+    let sandbox = client.run_pod(&pod).await?;
+    let status = client.sandbox(&sandbox).await?.status.unwrap_or_default();
+    ensure!(status.state == PodSandboxState::SandboxReady as i32, "{status:?}");
+    Ok(())
+}
+
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+const FETCH_LIMIT: Duration = Duration::from_secs(30);
