@@ -77,13 +77,7 @@ fn own_processes() -> cri::LinuxContainerConfig {
 impl Client {
     /// Connects to a daemon's socket and asks for its version.
     pub async fn connect(socket: &Path) -> Result<Client> {
-        let path = socket.to_owned();
-        let dial = tower::service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
-        });
-        let endpoint = Endpoint::from_static("http://cri").timeout(CALL_LIMIT);
-        let channel = endpoint.connect_with_connector(dial).await?;
+        let channel = Client::channel(socket).await?;
         let mut client = Client {
             runtime: RuntimeServiceClient::new(channel.clone())
                 .max_decoding_message_size(MESSAGE_LIMIT),
@@ -91,6 +85,17 @@ impl Client {
         };
         client.runtime.version(cri::VersionRequest::default()).await?;
         Ok(client)
+    }
+
+    /// A connection to a daemon's socket, for calls that are none of CRI.
+    pub async fn channel(socket: &Path) -> Result<Channel> {
+        let path = socket.to_owned();
+        let dial = tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+        });
+        let endpoint = Endpoint::from_static("http://cri").timeout(CALL_LIMIT);
+        Ok(endpoint.connect_with_connector(dial).await?)
     }
 
     /// Pulls an image; its id.

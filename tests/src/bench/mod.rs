@@ -2,6 +2,7 @@
 
 pub mod author;
 pub mod boot;
+pub mod cri;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,18 +1,27 @@
 //! `cargo xtask bench` runs this, with everything built before.
 
 use clap::Parser;
-use infranetes_tests::bench;
+use infranetes_tests::{bench, namespaces};
 
 #[derive(Parser)]
 #[command(about = "Measures infranetes against what it stands on.")]
 enum Benchmark {
     /// A sandbox until it is ready, against the bare boot of its machine.
     Boot(bench::boot::Options),
+    /// The calls of CRI, against Debian's containerd.
+    Cri(bench::cri::Options),
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
-    match Benchmark::parse() {
-        Benchmark::Boot(options) => bench::boot::run(&options).await,
+fn main() -> anyhow::Result<()> {
+    let benchmark = Benchmark::parse();
+    if let Benchmark::Cri(_) = &benchmark {
+        namespaces::enter()?;
     }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match benchmark {
+            Benchmark::Boot(options) => bench::boot::run(&options).await,
+            Benchmark::Cri(options) => bench::cri::run(&options).await,
+        }
+    })
 }

@@ -1,0 +1,70 @@
+//! Output in bulk: of a container into its log, of a command to who asked for it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use infranetes_cri::api::v1 as cri;
+
+use super::Side;
+use super::calls::pod;
+use crate::client::container;
+use crate::wait::until;
+
+/// MB a second, from the container's start until all of it is in the file.
+pub(super) async fn log(side: &mut Side, megabytes: u16) -> Result<f64> {
+    let mut client = side.client.clone();
+    let pod = pod(side, "log")?;
+    let sandbox = client.run_pod(&pod).await?;
+    // Lines of 100 bytes, their ends included.
+    let bytes = u64::from(megabytes) * 1_000_000;
+    let script = format!("yes {} | head -c {bytes}", "x".repeat(LINE_BYTES - 1));
+    let config = container("writer", &side.image, &["sh", "-c", &script]);
+    let id = client.create_container(&sandbox, &pod, config).await?;
+    let started = Instant::now();
+    let request = cri::StartContainerRequest { container_id: id.clone() };
+    client.runtime.start_container(request).await?;
+    let path = std::path::Path::new(&pod.log_directory).join("writer.log");
+    let lines = bytes / LINE_BYTES as u64;
+    // Each line has a time, a stream and a tag before it: at least this.
+    let least = bytes + lines * "2026-01-01T00:00:00Z stdout F ".len() as u64;
+    let (mut last, mut still) = (0, Instant::now());
+    until(LOG_LIMIT, "the whole log is written", async || {
+        let length = std::fs::metadata(&path).map_or(0, |file| file.len());
+        if length != last {
+            (last, still) = (length, Instant::now());
+        }
+        Ok(length >= least && still.elapsed() > SETTLED)
+    })
+    .await?;
+    let took = still.duration_since(started);
+    client.wait_container(&id, cri::ContainerState::ContainerExited, LOG_LIMIT).await?;
+    client.remove_pod(&sandbox).await?;
+    std::fs::remove_file(&path)?;
+    Ok(f64::from(megabytes) / took.as_secs_f64())
+}
+
+/// MB a second of ExecSync.
+pub(super) async fn exec(side: &mut Side) -> Result<f64> {
+    let mut client = side.client.clone();
+    let pod = pod(side, "exec")?;
+    let sandbox = client.run_pod(&pod).await?;
+    let config = container("main", &side.image, &["sleep", "600"]);
+    let id = client.run_container(&sandbox, &pod, config).await?;
+    let command = format!("yes {} | head -c {EXEC_BYTES}", "x".repeat(LINE_BYTES - 1));
+    let started = Instant::now();
+    for _ in 0..EXECS {
+        let result = client.exec(&id, &["sh", "-c", &command]).await?;
+        ensure!(result.stdout.len() == EXEC_BYTES, "{} bytes came", result.stdout.len());
+    }
+    let took = started.elapsed();
+    client.remove_pod(&sandbox).await?;
+    Ok((EXECS * EXEC_BYTES) as f64 / 1_000_000.0 / took.as_secs_f64())
+}
+
+const LINE_BYTES: usize = 100;
+/// Below what one answer of CRI may have.
+const EXEC_BYTES: usize = 8_000_000;
+const EXECS: usize = 3;
+const LOG_LIMIT: Duration = Duration::from_secs(300);
+/// A file that does not grow for so long is complete.
+const SETTLED: Duration = Duration::from_millis(700);
