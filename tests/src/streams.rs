@@ -11,6 +11,7 @@
 //! # Ok(()) }
 //! ```
 
+pub mod kubectl;
 mod websocket;
 
 use std::time::Duration;

@@ -13,6 +13,7 @@ use infranetes_agent::run::Agent;
 use infranetes_agent::times::BootTimes;
 use infranetes_core::error::FailureKind;
 use infranetes_core::ids::{ContainerId, SandboxId};
+use infranetes_core::session::duplex::{ExecStart, ProgramOutput};
 use infranetes_core::session::tls::{NodeCa, TlsConnector};
 use infranetes_core::session::{
     AgentConnector, AgentIdentity, AgentSession, Binding, ContainerPlan, ExecRequest, LayerSource,
@@ -241,6 +242,58 @@ async fn commands_keep_their_exit_codes_and_their_bounds() {
     assert_eq!(run(&["nope"], 100).await.unwrap().exit_code, 127);
     let flood = run(&["flood", "3000000"], 1000).await.unwrap();
     assert_eq!((flood.stdout.len(), flood.exit_code), (1000, 0));
+}
+
+#[tokio::test]
+async fn streams_that_nobody_reads_keep_nobody_from_getting_through() {
+    let node = node();
+    let guest = Guest::boot(&node).await;
+    let session = guest.session(&node).await;
+    let id = container();
+    session.create_container(&id, &plan()).await.unwrap();
+    session.start_container(&id).await.unwrap();
+    let start = ExecStart {
+        container: id.clone(),
+        args: vec!["flood".into(), "3000000".into()],
+        tty: false,
+        stdin: false,
+        timeout: None,
+    };
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = nobody.local_addr().unwrap().port();
+    let mut open: Vec<Box<dyn Send>> = Vec::new();
+    for number in 0..64 {
+        if number % 2 == 0 {
+            let input = futures::stream::empty().boxed();
+            open.push(Box::new(session.exec(start.clone(), input).await.unwrap()));
+        } else {
+            // More than the machine takes, for a port at which nobody reads.
+            let input = futures::stream::repeat(vec![0; 100_000]).boxed();
+            open.push(Box::new(session.port_forward(port, input).await.unwrap()));
+        }
+    }
+    let input = || futures::stream::empty().boxed();
+    let refused = session.exec(start.clone(), input()).await.err().unwrap();
+    assert_eq!(refused.kind(), FailureKind::Exhausted);
+    for _ in 0..20 {
+        timeout(Duration::from_secs(10), session.usage()).await.unwrap().unwrap();
+    }
+    // What is dropped makes room, also where it was stuck.
+    drop(open);
+    let mut outputs = session.exec(start, input()).await.unwrap();
+    let mut count = 0;
+    while let Some(output) = timeout(Duration::from_secs(10), outputs.next()).await.unwrap() {
+        if let ProgramOutput::Stdout(data) = output.unwrap() {
+            count += data.len();
+        }
+    }
+    assert_eq!(count, 3_000_000);
+    for _ in 0..32 {
+        let (mut socket, _) = nobody.accept().await.unwrap();
+        let mut bytes = Vec::new();
+        // Reset or closed, but over.
+        let _ = timeout(Duration::from_secs(10), socket.read_to_end(&mut bytes)).await.unwrap();
+    }
 }
 
 #[tokio::test]

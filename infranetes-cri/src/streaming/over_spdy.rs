@@ -45,7 +45,7 @@ pub(super) async fn program<T>(
     let opened = timeout(STREAMS_LIMIT, collect(&mut connection, wanted)).await;
     let Ok(Some(channels)) = opened else {
         tracing::debug!("a streaming client did not open its streams");
-        return;
+        return connection.close().await;
     };
     let mut channels = Channels { form, ..channels };
     channels.gone = connection.ended();
@@ -136,6 +136,7 @@ where
     if let Some(error) = connection.failure() {
         tracing::debug!(%error, "a SPDY connection failed");
     }
+    connection.close().await;
 }
 
 /// Streams whose other half has not come: data and errors of one connection are two streams with the same request id.

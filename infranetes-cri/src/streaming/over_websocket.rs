@@ -2,7 +2,7 @@
 //!
 //! | subprotocol | |
 //! |---|---|
-//! | `v5.channel.k8s.io` | message 255 and a channel's number ends that channel's half |
+//! | `v5.channel.k8s.io` | the client's message 255 with a channel's number ends its half of that channel |
 //! | `v4.channel.k8s.io` | how it ended is told as JSON |
 //! | `channel.k8s.io`, none | how it ended is told as a sentence |
 //! | `…base64.channel.k8s.io` | the number is a digit, the rest base64, in text messages |
@@ -22,7 +22,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use tokio_util::sync::CancellationToken;
 
 use super::channels::{Channels, Gone, Output, PortChannels};
@@ -195,7 +197,7 @@ impl Mux {
     /// Lets everything arrive that was sent, and the client answer.
     async fn close(mut self) {
         let closing = async {
-            self.out.send(Message::Close(None)).await.ok()?;
+            self.out.send(normal_close()).await.ok()?;
             timeout(LINGER, self.ended.cancelled()).await.ok()
         };
         tokio::select! {
@@ -265,6 +267,12 @@ where
     }
 }
 
+/// Clients take any other code, and none, for a failure.
+pub(super) fn normal_close() -> Message {
+    let reason = Utf8Bytes::default();
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason }))
+}
+
 fn encode(protocol: Protocol, channel: u8, data: &[u8]) -> Message {
     if protocol.base64 {
         let digit = char::from(b'0' + channel % 10);
@@ -307,12 +315,8 @@ impl Output for Channel {
         Ok(())
     }
 
-    async fn finish(self: Box<Self>) {
-        if self.protocol.closes {
-            // Who is gone needs no end.
-            let _ = self.out.send(encode(self.protocol, CLOSE, &[self.channel])).await;
-        }
-    }
+    /// Only clients can end a channel by itself; for them, all end with the connection.
+    async fn finish(self: Box<Self>) {}
 }
 
 /// When something moved last.

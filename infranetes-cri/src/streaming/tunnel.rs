@@ -1,9 +1,14 @@
 //! Bytes in WebSocket messages, as a connection: newer kubectls put SPDY into WebSocket.
 
+use std::time::Duration;
+
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+
+use super::over_websocket::normal_close;
 
 /// Both ends of a tunnel: the connection in it, and what has to be run for as long as it is used.
 pub(super) fn open<T>(socket: WebSocketStream<T>) -> (DuplexStream, impl Future<Output = ()>)
@@ -39,10 +44,16 @@ where
                 return;
             }
         }
-        let _ = sink.close().await;
+        let _ = sink.send(normal_close()).await;
     };
-    // The one that is inside ends by itself when nothing comes any more.
-    let _ = tokio::join!(inward, outward);
+    let (mut inward, mut outward) = (std::pin::pin!(inward), std::pin::pin!(outward));
+    tokio::select! {
+        // What is inside sees the end, and ends.
+        _ = &mut inward => outward.await,
+        // A client that does not answer a close is left.
+        () = &mut outward => drop(timeout(LINGER, inward).await),
+    }
 }
 
 const PIECE_BYTES: usize = 32 << 10;
+const LINGER: Duration = Duration::from_secs(5);

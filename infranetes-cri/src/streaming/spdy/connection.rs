@@ -23,7 +23,7 @@ pub struct Connection {
     offers: mpsc::Receiver<Offer>,
     /// The id of the next stream that is opened here. Ids have to go out in their order.
     next: tokio::sync::Mutex<u32>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 /// A stream that the peer wants to open.
@@ -88,7 +88,7 @@ impl Connection {
         tasks.spawn(write_all(shared.clone(), outgoing, write));
         tasks.spawn(watch(shared.clone(), role, limits.idle));
         let next = tokio::sync::Mutex::new(if role == Role::Server { 2 } else { 1 });
-        Self { shared, offers, next, _tasks: tasks }
+        Self { shared, offers, next, tasks }
     }
 
     /// The next stream that the peer wants to open; `None` once the connection is over. Cancel-safe.
@@ -131,7 +131,16 @@ impl Connection {
 
     /// Ends it: what was sent arrives first, as long as the peer takes it, and the peer may close before this side does. What
     /// still comes from the peer is thrown away, so that it does not turn what it has not read yet into a reset.
-    pub async fn close(self) {
+    pub async fn close(mut self) {
+        self.finish().await;
+        if self.shared.ended.is_cancelled() {
+            // What the peer is told of its mistake goes out before.
+            let rest = async { while self.tasks.join_next().await.is_some() {} };
+            let _ = timeout(LAST_WORD, rest).await;
+        }
+    }
+
+    async fn finish(&self) {
         let (flushed, done) = oneshot::channel();
         let flush = async {
             self.shared.send(Out::Flush(flushed)).await.ok()?;
@@ -432,7 +441,14 @@ async fn write_all(
 ) {
     let work = async {
         let mut deflater = Deflater::new()?;
-        while let Some(out) = outgoing.recv().await {
+        loop {
+            // What is queued at the end is written, if the peer takes it.
+            let out = tokio::select! {
+                biased;
+                out = outgoing.recv() => out,
+                () = shared.ended.cancelled() => None,
+            };
+            let Some(out) = out else { return Ok(()) };
             let bytes = match out {
                 Out::Control(control) => control.encode(&mut deflater)?,
                 Out::Data { stream, fin, data } => {
@@ -457,7 +473,6 @@ async fn write_all(
                 io.flush().await?;
             }
         }
-        Ok(())
     };
     let cut = async {
         shared.ended.cancelled().await;
