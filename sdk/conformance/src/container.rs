@@ -1,5 +1,6 @@
 //! Promises of the `ContainerProvider`.
 
+mod cut;
 mod exec;
 mod images;
 mod layout;
@@ -90,6 +91,7 @@ const CHECKS: &[Check<Stage>] = checks! { Stage;
     "container/status", "status and list tell the same" => life::status;
     "container/stats", "a running container has counters" => life::stats;
     "container/update", "limits of a running container can be changed" => life::update;
+    "container/attach/honest", "attach is as describe says" => cut::attach_is_honest;
     "exec/exit-code", "exec gives true exit codes" => exec::exit_codes;
     "exec/streams", "exec keeps output and errors apart, and ends with the exit" => exec::streams;
     "exec/stdin", "exec passes its input through to the end" => exec::stdin;
@@ -108,6 +110,10 @@ const CHECKS: &[Check<Stage>] = checks! { Stage;
     "container/stop/grace", "stop kills what does not end by itself" => life::stop_grace;
     "container/kill", "kill sends signals, and refuses unknown ones" => life::kill;
     "container/events", "events begin with what is, and tell what changes" => output::events;
+    "container/create/cancelled", "a create that was cancelled can be repeated" => cut::cancelled_create;
+    "container/create/deadline", "a create past its deadline can be repeated" => cut::late_create;
+    "container/start/cancelled", "a start that was cancelled can be repeated" => cut::cancelled_start;
+    "container/stop/cancelled", "a stop that was cancelled can be repeated, with another grace" => cut::cancelled_stop;
     "container/concurrent", "containers start and stop at the same time" => life::concurrent;
     "container/remove", "a running container can be removed, and removing again is success" => life::remove;
 };

@@ -110,6 +110,7 @@ const CHECKS: &[Check<Stage>] = checks! { Stage;
     "pod/create/concurrent-token", "the same token at the same time is one machine" => many::concurrent_token;
     "pod/create/cancelled", "a cancelled create leaves nothing that list does not show" => many::cancelled_create;
     "pod/create/deadline", "a create past its deadline leaves nothing that list does not show" => many::late_create;
+    "pod/destroy/cancelled", "a destroy that was cancelled can be repeated" => many::cancelled_destroy;
     "pod/list/pages", "every machine is on exactly one page" => many::pages;
     "pod/destroy/concurrent", "destroying one machine at the same time is success for all" => many::concurrent_destroy;
 };

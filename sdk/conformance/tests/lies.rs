@@ -58,6 +58,8 @@ async fn each_lie_is_found() {
         (Lie::LeavesADisk, "pod/destroy"),
         (Lie::LeavesADisk, "pod/clean"),
         (Lie::DestroyDoesNothing, "pod/destroy"),
+        (Lie::DestroyDoesNothing, "pod/destroy/cancelled"),
+        (Lie::DestroyOfNothingFails, "pod/destroy/cancelled"),
         (Lie::DestroyDoesNothing, "pod/clean"),
         (Lie::RepeatsPages, "pod/list/pages"),
         (Lie::Panics, "pod/resize/same"),

@@ -54,6 +54,21 @@ pub(super) async fn late_create(stage: &Stage) -> Outcome {
     Ok(())
 }
 
+pub(super) async fn cancelled_destroy(stage: &Stage) -> Outcome {
+    for patience in [0, 5, 50] {
+        let request = stage.request().await?;
+        let machine = stage.create(&request).await?;
+        let destroy = DestroyRequest { id: machine.id.clone() };
+        let destroy = stage.provider.destroy(stage.ctx(), destroy);
+        // The answer, if it came, is thrown away, as a lost one would be.
+        let _ = timeout(Duration::from_millis(patience), destroy).await;
+        stage.destroy(&machine.id).await?;
+        stage.wait_until_gone(&machine.id).await?;
+        stage.wait_for_count(&request.tags, 0..=0).await?;
+    }
+    Ok(())
+}
+
 /// After whatever happened to earlier calls with this token: at most one machine is listed, asking once more gives
 /// exactly one, and destroying that one leaves none.
 async fn one_machine(stage: &Stage, request: &CreateRequest) -> Outcome {

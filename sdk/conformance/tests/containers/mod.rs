@@ -56,6 +56,9 @@ pub(crate) enum Lie {
     TakesAnySignal,
     TellsOnlyChanges,
     RemoveDoesNothing,
+    GrantsAttach,
+    CreatesOnce,
+    StartsHalf,
     Panics,
 }
 
@@ -194,6 +197,38 @@ impl Liar {
         Ok(())
     }
 
+    fn make(&self, request: CreateContainerRequest) -> Result<()> {
+        let mut state = self.lock();
+        if let Some(made) = state.containers.get(&request.id) {
+            let is_same = made.request == request && !self.tells(Lie::CreatesOnce);
+            return match is_same || self.tells(Lie::IgnoresShapes) {
+                true => Ok(()),
+                false => Err(ProviderError::conflict("another container has this id")),
+            };
+        }
+        let image = request.image.clone().unwrap_or_default();
+        let whole = image.layers.iter().all(|layer| state.layers.contains(&layer.digest));
+        if !whole && !self.tells(Lie::RunsWithoutImage) {
+            return Err(ProviderError::not_found("the image is not here"));
+        }
+        state.images.insert(image.id);
+        state.clock += 1;
+        let mut status = ContainerStatus {
+            id: request.id.clone(),
+            created_unix_ns: state.clock,
+            ..ContainerStatus::default()
+        };
+        status.set_state(match self.tells(Lie::RunsAtOnce) {
+            true => ContainerState::Running,
+            false => ContainerState::Created,
+        });
+        state.events.push(status.clone());
+        let id = request.id.clone();
+        let end = End::Endless(None);
+        state.containers.insert(id, Container { request, status, end, chunks: Vec::new() });
+        Ok(())
+    }
+
     async fn wait_for_exit(&self, id: &str) {
         let mut changed = self.changed.subscribe();
         loop {
@@ -220,6 +255,7 @@ impl ContainerProvider for Liar {
             update: true,
             stats: !self.tells(Lie::DeniesStats),
             own_root: true,
+            attach: self.tells(Lie::GrantsAttach),
             ..ContainerCapabilities::default()
         })
     }
@@ -257,33 +293,10 @@ impl ContainerProvider for Liar {
     }
 
     async fn create(&self, _: CallContext, request: CreateContainerRequest) -> Result<Empty> {
-        let mut state = self.lock();
-        if let Some(made) = state.containers.get(&request.id) {
-            return match made.request == request || self.tells(Lie::IgnoresShapes) {
-                true => Ok(Empty {}),
-                false => Err(ProviderError::conflict("another container has this id")),
-            };
-        }
-        let image = request.image.clone().unwrap_or_default();
-        let whole = image.layers.iter().all(|layer| state.layers.contains(&layer.digest));
-        if !whole && !self.tells(Lie::RunsWithoutImage) {
-            return Err(ProviderError::not_found("the image is not here"));
-        }
-        state.images.insert(image.id);
-        state.clock += 1;
-        let mut status = ContainerStatus {
-            id: request.id.clone(),
-            created_unix_ns: state.clock,
-            ..ContainerStatus::default()
-        };
-        status.set_state(match self.tells(Lie::RunsAtOnce) {
-            true => ContainerState::Running,
-            false => ContainerState::Created,
-        });
-        state.events.push(status.clone());
-        let id = request.id.clone();
-        let end = End::Endless(None);
-        state.containers.insert(id, Container { request, status, end, chunks: Vec::new() });
+        // A place at which a caller may go away, before anything happened and after all did.
+        sleep(Duration::from_millis(3)).await;
+        self.make(request)?;
+        sleep(Duration::from_millis(3)).await;
         Ok(Empty {})
     }
 
@@ -311,6 +324,11 @@ impl ContainerProvider for Liar {
             self.finish(&id, 127, "StartError");
             return Err(ProviderError::invalid("there is no such program"));
         }
+        if self.tells(Lie::StartsHalf) {
+            // Whoever goes away here leaves a container that counts as started, and never runs.
+            self.change(&id, |status, _| status.set_state(ContainerState::Exited));
+        }
+        sleep(Duration::from_millis(3)).await;
         let has_process = !self.tells(Lie::HasNoProcess);
         self.change(&id, |status, now| {
             status.set_state(ContainerState::Running);
