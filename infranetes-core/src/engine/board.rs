@@ -150,10 +150,12 @@ impl Board {
         let news = posted.told.advance(&status);
         // How an earlier process of the node left it is no news.
         let resumed = posted.status.is_none();
-        posted.status = Some(status.clone());
+        let id = status.id.clone();
+        posted.status = Some(status);
         posted.machine = machine;
-        if !resumed {
-            self.teller.sandbox(&inner, &status, &news);
+        let posted = inner.sandboxes.get(&id).filter(|_| !resumed);
+        if let Some(status) = posted.and_then(|posted| posted.status.as_ref()) {
+            self.teller.sandbox(&inner, status, &news);
         }
     }
 
@@ -215,8 +217,12 @@ impl Board {
     pub(crate) fn post_container(&self, status: ContainerStatus) {
         let mut inner = self.write();
         self.counters.begin(&status);
-        let old = inner.containers.insert(status.id.clone(), status.clone());
-        self.teller.container(&inner, &status, &news(old.as_ref(), &status));
+        let id = status.id.clone();
+        let news = news(inner.containers.get(&id), &status);
+        inner.containers.insert(id.clone(), status);
+        if let Some(status) = inner.containers.get(&id) {
+            self.teller.container(&inner, status, &news);
+        }
     }
 
     /// Shows a container of the record, which is no news.

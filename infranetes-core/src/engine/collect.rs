@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -38,7 +39,10 @@ async fn collect(
     let period = node.config.stats_period;
     loop {
         let error = match bounded(AGENT_CALL, session.stats(period)).await {
-            Ok(samples) => take(&node, &sandbox, samples).await,
+            Ok(samples) => {
+                let count = |sample| node.board.count(&sandbox, sample, node.now());
+                take(period, samples, count).await
+            }
             Err(error) => error,
         };
         let chain = Cause::from(&error).chain();
@@ -51,19 +55,47 @@ async fn collect(
     }
 }
 
+/// Gives samples to `count` until there are no more.
 async fn take(
-    node: &Node,
-    sandbox: &SandboxId,
+    period: Duration,
     mut samples: BoxStream<'static, Result<StatsSample, SessionError>>,
+    mut count: impl FnMut(StatsSample),
 ) -> SessionError {
-    let patience = 2 * node.config.stats_period + AGENT_CALL;
+    let patience = 2 * period + AGENT_CALL;
     loop {
         match timeout(patience, samples.next()).await {
-            Ok(Some(Ok(sample))) => node.board.count(sandbox, sample, node.now()),
+            Ok(Some(Ok(sample))) => count(sample),
             Ok(Some(Err(error))) => return error,
             Ok(None) => return SessionError::Broken("the samples ended".into()),
             Err(_) => return SessionError::TimedOut(patience),
         }
         sleep(SAMPLE_GAP).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::stream::{pending, repeat_with};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_floods_is_read_at_the_nodes_pace_and_a_silent_one_is_left() {
+        let mut asked = 0_u32;
+        let flood = repeat_with(move || {
+            asked += 1;
+            Ok(StatsSample { taken: Duration::from_secs(asked.into()), ..StatsSample::default() })
+        });
+        let mut taken = 0_u32;
+        let period = Duration::from_secs(10);
+        let reading = take(period, flood.boxed(), |_| taken += 1);
+        assert!(timeout(Duration::from_secs(60), reading).await.is_err());
+        assert!(taken <= 301, "{taken} samples in a minute");
+
+        let begin = Instant::now();
+        let error = take(period, pending().boxed(), |_| ()).await;
+        assert!(matches!(error, SessionError::TimedOut(_)), "{error}");
+        assert_eq!(begin.elapsed(), 2 * period + AGENT_CALL);
     }
 }

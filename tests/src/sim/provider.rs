@@ -7,7 +7,7 @@ use infranetes_provider_fake::{FakeCloud, FakeProvider};
 use infranetes_sdk::pod::{
     AddressMode, Addresses, AddressesRequest, ConsoleChunk, ConsoleRequest, CreateRequest,
     DescribePodRequest, DestroyRequest, Empty, EventsRequest, GetRequest, ListRequest,
-    ListResponse, Machine, MachineEvent, PlanRequest, PlanResponse, PodCapabilities,
+    ListResponse, Machine, MachineEvent, PlanRequest, PlanResponse, PodCapabilities, ResizeRequest,
     StopMachineRequest,
 };
 use infranetes_sdk::{BoxStream, CallContext, PodProvider, Result};
@@ -96,6 +96,11 @@ impl PodProvider for SimProvider {
 
     async fn addresses(&self, ctx: CallContext, request: AddressesRequest) -> Result<Addresses> {
         self.around("addresses", self.inner.addresses(ctx, request)).await
+    }
+
+    async fn resize(&self, ctx: CallContext, request: ResizeRequest) -> Result<Machine> {
+        let what = format!("resize {}", request.id);
+        self.around(&what, self.inner.resize(ctx, request)).await
     }
 
     async fn console(

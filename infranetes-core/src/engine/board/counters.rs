@@ -106,22 +106,31 @@ struct Count<T> {
 
 /// Figures with CPU time among them.
 trait HasCpu {
-    fn cpu(&mut self) -> Option<&mut CpuStats>;
+    fn cpu(&self) -> Option<&CpuStats>;
+    fn cpu_mut(&mut self) -> Option<&mut CpuStats>;
 }
 
 impl HasCpu for MachineStats {
-    fn cpu(&mut self) -> Option<&mut CpuStats> {
+    fn cpu(&self) -> Option<&CpuStats> {
+        self.cpu.as_ref()
+    }
+
+    fn cpu_mut(&mut self) -> Option<&mut CpuStats> {
         self.cpu.as_mut()
     }
 }
 
 impl HasCpu for ContainerStats {
-    fn cpu(&mut self) -> Option<&mut CpuStats> {
+    fn cpu(&self) -> Option<&CpuStats> {
+        Some(&self.cpu)
+    }
+
+    fn cpu_mut(&mut self) -> Option<&mut CpuStats> {
         Some(&mut self.cpu)
     }
 }
 
-impl<T: HasCpu + Clone> Count<T> {
+impl<T: HasCpu> Count<T> {
     fn enter<K: Ord + Clone>(
         counts: &mut BTreeMap<K, Self>,
         key: &K,
@@ -132,9 +141,10 @@ impl<T: HasCpu + Clone> Count<T> {
         let before = counts.get(key);
         let mut mark = before.and_then(|count| count.mark);
         let mut nano_cores = before.and_then(|count| count.last.nano_cores);
-        if let Some(cpu) = stats.cpu() {
-            let known = before.and_then(|count| count.last.stats.clone().cpu().cloned());
-            hold(cpu, &known.unwrap_or_default());
+        if let Some(cpu) = stats.cpu_mut() {
+            if let Some(known) = before.and_then(|count| count.last.stats.cpu()) {
+                hold(cpu, known);
+            }
             let elapsed = mark.map(|(since, _)| taken.checked_sub(since));
             match (mark, elapsed) {
                 (Some((_, used)), Some(Some(elapsed))) if elapsed >= RATE_SPAN_MIN => {
