@@ -20,6 +20,7 @@ pub use report::{Expected, Report};
 pub use runner::Finding;
 pub use spec::Verdict;
 
+use crate::network::Cni;
 use crate::node::{Node, Programs};
 use crate::registry::Registry;
 use context::Suite;
@@ -99,7 +100,9 @@ async fn on_node(options: &Options, specs: Vec<spec::Spec>) -> Result<Report> {
     let registry = Registry::start().await?;
     let digest = images::push_all(&registry.host()).await?;
     let node = Node::new(&programs, &options.provider, &registry.host())?;
-    node.write_config(&config(&options.provider, &registry.host()))?;
+    let cni = Cni::new(node.dir())?;
+    cni.write_bridge()?;
+    node.write_config(&(config(&options.provider, &registry.host()) + &cni.config()))?;
     let daemon = node.start().await?;
     let suite = Suite {
         provider: options.provider.clone(),
@@ -127,7 +130,7 @@ async fn on_node(options: &Options, specs: Vec<spec::Spec>) -> Result<Report> {
 
 /// The loopback registry stands for those of the specs' images.
 fn config(provider: &str, registry: &str) -> String {
-    let mut text = format!("[handlers.{provider}]\nprovider = \"{provider}\"\n");
+    let mut text = format!("[handlers.{provider}]\nprovider = \"{provider}\"\nnetwork = \"cni\"\n");
     for host in images::MIRRORED {
         text += &format!(
             "[images.registries.\"{host}\"]\nmirrors = [{{ url = \"http://{registry}\" }}]\n"
