@@ -319,8 +319,8 @@ async fn a_slow_client_disturbs_nobody(case: &mut Case) -> Result<()> {
 
 async fn ports_are_reached_over_many_connections(case: &mut Case) -> Result<()> {
     let (mut client, pod, sandbox) = sandbox(case, "ports").await?;
-    // Answers when the question's end came: both directions end by themselves.
-    let echo = "printf '#!/bin/sh\\ncat; echo end\\n' > /tmp/echo; chmod +x /tmp/echo; echo up; exec nc -ll -p 7000 -e /tmp/echo";
+    // Echoes, and says more when the question's end came. It takes one connection after another: its queue is too short for more.
+    let echo = "printf '#!/bin/sh\\ncat; echo end\\n' > /tmp/echo; chmod +x /tmp/echo; yes 0123456789 | head -n 30000 > /tmp/large; httpd -p 7002 -h /tmp; echo up; exec nc -ll -p 7000 -e /tmp/echo";
     let config = container("echo", &case.image, &["sh", "-c", echo]);
     client.run_container(&sandbox, &pod, config).await?;
     case.wait_log(&pod, "echo", "up").await?;
@@ -331,12 +331,12 @@ async fn ports_are_reached_over_many_connections(case: &mut Case) -> Result<()> 
     })
     .await?;
     let mut asking = Vec::new();
-    for number in 0..12_u8 {
-        let question = vec![number; 100_000];
-        let port = forward.port(7000).await?;
+    for _ in 0..8 {
+        let port = forward.port(7002).await?;
         asking.push(tokio::spawn(async move {
-            let answer = port.ask(&question).await?;
-            ensure!(answer == [&question[..], b"end\n"].concat(), "{} bytes", answer.len());
+            let answer = port.ask(b"GET /large HTTP/1.0\r\n\r\n").await?;
+            let expected = "0123456789\n".repeat(30_000);
+            ensure!(answer.ends_with(expected.as_bytes()), "{} bytes", answer.len());
             Ok(())
         }));
     }
@@ -346,7 +346,9 @@ async fn ports_are_reached_over_many_connections(case: &mut Case) -> Result<()> 
     let refused =
         forward.port(7999).await?.ask(b"?").await.err().context("nobody listens there")?;
     ensure!(refused.to_string().contains("nobody answers at port 7999"), "{refused}");
-    ensure!(forward.port(7000).await?.ask(b"still").await? == b"stillend\n");
+    let question = [b'x'; 100_000];
+    let answer = forward.port(7000).await?.ask(&question).await?;
+    ensure!(answer == [&question[..], b"end\n"].concat(), "{} bytes", answer.len());
 
     // SPDY within WebSocket, and channels of WebSocket.
     let mut forward =
