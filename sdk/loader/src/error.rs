@@ -7,6 +7,7 @@ use infranetes_sdk::ProviderError;
 use infranetes_sdk::bridge::abi;
 
 use crate::manifest::Manifest;
+use crate::signature::SignatureError;
 
 /// A refusal. The message names the file, what was expected, what was found, and what to do next.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +82,40 @@ pub enum LoadError {
         expected: String,
         /// Of the file, in hex.
         found: String,
+    },
+    /// There are trusted keys, and nobody signed it.
+    #[error(
+        "{path} is not signed, and this host takes only plugins that a trusted key vouches for, or whose `sha256` is pinned",
+        path = path.display()
+    )]
+    Unsigned {
+        /// The plugin.
+        path: PathBuf,
+        /// Why there is no signature.
+        #[source]
+        source: SignatureError,
+    },
+    /// Somebody else signed it, or something else was signed.
+    #[error("the signature of {path} is not good; install the file with the signature that belongs to it", path = path.display())]
+    Signature {
+        /// The plugin.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: SignatureError,
+    },
+    /// No copy of it can be made that nobody can change.
+    #[error(
+        "{path} cannot be copied to sealed memory, where what was checked is what runs; allow that \
+         (vm.memfd_noexec below 2), or ask for neither a digest nor a signature",
+        path = path.display()
+    )]
+    Seal {
+        /// The plugin.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
     },
     /// Not an ELF file, or a cut off one.
     #[error("{path} is not a shared library; build the provider with crate-type = [\"cdylib\"]", path = path.display())]

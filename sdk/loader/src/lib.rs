@@ -23,7 +23,7 @@
 //! # What it does not do
 //!
 //! It reads no configuration files and has no list of plugins; that is the daemon's. It cannot prove that a damaged file
-//! is harmless: pin its digest with [`PluginSpec::with_sha256`].
+//! is harmless: pin its digest with [`PluginSpec::with_sha256`], or have it signed ([`Loader::with_trusted_keys`]).
 
 mod elf;
 mod error;
@@ -31,6 +31,7 @@ mod files;
 pub mod isolation;
 mod manifest;
 mod probe;
+pub mod signature;
 mod start;
 mod vet;
 
@@ -38,4 +39,4 @@ pub use error::LoadError;
 pub use manifest::Manifest;
 pub use probe::probe;
 pub use start::{LoadedPlugin, Loader, PluginSpec};
-pub use vet::{Vetted, vet};
+pub use vet::{Trust, Vetted, sha256_of, vet, vet_with};

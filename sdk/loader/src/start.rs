@@ -24,7 +24,8 @@ use crate::files;
 use crate::isolation::{self, Helper, Isolated, Isolation};
 use crate::manifest::Manifest;
 use crate::probe::{self, Probe};
-use crate::vet::{Vetted, vet};
+use crate::signature::PublicKey;
+use crate::vet::{Trust, Vetted, vet_with};
 
 /// Loads plugins.
 #[derive(Clone, Debug)]
@@ -33,6 +34,7 @@ pub struct Loader {
     describe_timeout: Duration,
     probe: Option<Probe>,
     helper: Option<Helper>,
+    pub(crate) keys: Vec<PublicKey>,
 }
 
 /// One instance of a plugin, as the host wants it.
@@ -78,6 +80,7 @@ impl Loader {
             describe_timeout: Duration::from_secs(5),
             probe: None,
             helper: None,
+            keys: Vec::new(),
         }
     }
 
@@ -104,6 +107,13 @@ impl Loader {
     ) -> Self {
         let arguments = arguments.into_iter().collect();
         self.probe = Some(Probe { program: program.into(), arguments });
+        self
+    }
+
+    /// Takes only files that one of these keys signed, or whose digest is pinned.
+    #[must_use]
+    pub fn with_trusted_keys(mut self, keys: impl IntoIterator<Item = PublicKey>) -> Self {
+        self.keys.extend(keys);
         self
     }
 
@@ -149,7 +159,8 @@ impl Loader {
         spec: &PluginSpec,
         host: EndpointBox,
     ) -> Result<(LoadedFile, EndpointBox), LoadError> {
-        let vetted = vet_in_background(spec.path.clone(), spec.sha256.clone()).await?;
+        let trust = Trust { sha256: spec.sha256.clone(), keys: self.keys.clone() };
+        let vetted = vet_in_background(spec.path.clone(), trust).await?;
         if let Some(probe) = &self.probe {
             probe::in_child(probe, &vetted).await?;
         }
@@ -368,7 +379,7 @@ impl LoadedPlugin {
         &self.manifest
     }
 
-    /// The file's SHA-256 digest, in hex, when one was pinned.
+    /// The file's SHA-256 digest, in hex, when one was pinned or signed.
     pub fn sha256(&self) -> Option<&str> {
         self.sha256.as_deref()
     }
@@ -426,10 +437,10 @@ impl std::ops::Deref for LoadedFile {
     }
 }
 
-async fn vet_in_background(path: PathBuf, sha256: Option<String>) -> Result<Vetted, LoadError> {
+async fn vet_in_background(path: PathBuf, trust: Trust) -> Result<Vetted, LoadError> {
     let stopped = LoadError::Stopped { path: path.clone() };
     // Reading blocks.
-    tokio::task::spawn_blocking(move || vet(&path, sha256.as_deref())).await.unwrap_or(Err(stopped))
+    tokio::task::spawn_blocking(move || vet_with(&path, &trust)).await.unwrap_or(Err(stopped))
 }
 
 async fn open(vetted: Vetted) -> Result<(LoadedFile, PluginModuleRef), LoadError> {
@@ -439,7 +450,7 @@ async fn open(vetted: Vetted) -> Result<(LoadedFile, PluginModuleRef), LoadError
 }
 
 pub(crate) fn open_vetted(vetted: Vetted) -> Result<(LoadedFile, PluginModuleRef), LoadError> {
-    let Vetted { manifest, sha256, file, path } = vetted;
+    let Vetted { manifest, sha256, file, path, .. } = vetted;
     let kept =
         files::keep(file).map_err(|source| LoadError::Read { path: path.clone(), source })?;
     let module = abi::open::open(&kept, &manifest.symbol)

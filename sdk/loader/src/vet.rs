@@ -5,30 +5,50 @@ use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use ring::digest::{Context, SHA256, digest};
 use rustix::fs::{Mode, OFlags};
-use sha2::{Digest, Sha256};
 
 use crate::elf;
 use crate::error::LoadError;
+use crate::files::{self, Opened};
 use crate::manifest::{self, Manifest};
+use crate::signature::{PublicKey, Signature, SignatureError};
 
 /// A file that may be loaded: looked at through the descriptor that is held here.
 #[derive(Debug)]
 pub struct Vetted {
     /// What it says about itself.
     pub manifest: Manifest,
-    /// Its SHA-256 digest, in hex, when one was pinned. [`Vetted::digest`] has it in any case.
+    /// Its SHA-256 digest, in hex, when one was pinned or signed. [`Vetted::digest`] has it in any case.
     pub sha256: Option<String>,
-    pub(crate) file: File,
+    /// Who vouches for it, when signatures are asked for and no digest is pinned.
+    pub signed_by: Option<PublicKey>,
+    pub(crate) file: Opened,
     pub(crate) path: PathBuf,
 }
 
+/// What a file has to prove, beside its owner.
+#[derive(Clone, Debug, Default)]
+pub struct Trust {
+    /// The digest that it must have, in hex, with or without "sha256:".
+    pub sha256: Option<String>,
+    /// Who may vouch for it. Where there is any, a file without a pinned digest needs a signature of one of them.
+    pub keys: Vec<PublicKey>,
+}
+
+/// As [`vet_with`], for a file that proves at most its digest.
+pub fn vet(path: &Path, sha256: Option<&str>) -> Result<Vetted, LoadError> {
+    vet_with(path, &Trust { sha256: sha256.map(str::to_owned), keys: Vec::new() })
+}
+
 /// Vets a plugin: an open regular file, owned and writable by nobody but root and this process's user, and so for every
-/// directory above it; with the digest that is pinned; a shared library for this hardware; with a manifest that fits this
+/// directory above it; with the digest that is pinned, or a signature of a trusted key; a shared library for this hardware; with a manifest that fits this
 /// host. Runs none of its code.
 ///
+/// What has a digest or a signature is loaded from a sealed copy of the very bytes that were looked at.
+///
 /// Reads the whole file: call it where blocking is allowed.
-pub fn vet(path: &Path, sha256: Option<&str>) -> Result<Vetted, LoadError> {
+pub fn vet_with(path: &Path, trust: &Trust) -> Result<Vetted, LoadError> {
     let open = |source: std::io::Error| LoadError::Open { path: path.into(), source };
     let given = std::path::absolute(path).map_err(open)?;
     let real = given.canonicalize().map_err(open)?;
@@ -48,33 +68,68 @@ pub fn vet(path: &Path, sha256: Option<&str>) -> Result<Vetted, LoadError> {
     }
 
     let data = read(path, &mut file, metadata.len())?;
-    // Hashing is by far the dearest step where a CPU is emulated: only for those who compare.
-    let found = sha256.map(|_| hex::encode(Sha256::digest(&data)));
-    if let (Some(expected), Some(found)) = (sha256, &found)
-        && !expected.trim().trim_start_matches("sha256:").eq_ignore_ascii_case(found)
-    {
-        let (expected, found) = (expected.into(), found.clone());
-        return Err(LoadError::Digest { path: path.into(), expected, found });
-    }
-
+    let proof = prove(path, &data, trust)?;
     let section = elf::manifest_section(path, &data)?;
     let manifest = manifest::parse(path, section)?;
     manifest.check(path)?;
-    Ok(Vetted { manifest, sha256: found, file, path: path.into() })
+    let sealed = |source| LoadError::Seal { path: path.into(), source };
+    let (sha256, signed_by, file) = match proof {
+        None => (None, None, Opened::File(file)),
+        Some((digest, key)) => {
+            let file = files::seal(path, &data, &digest).map_err(sealed)?;
+            (Some(digest), key, file)
+        }
+    };
+    Ok(Vetted { manifest, sha256, signed_by, file, path: path.into() })
+}
+
+/// The digest, and who vouches for it; `None` where nothing is asked for, because hashing is by far the dearest step where
+/// a CPU is emulated.
+fn prove(
+    path: &Path,
+    data: &[u8],
+    trust: &Trust,
+) -> Result<Option<(String, Option<PublicKey>)>, LoadError> {
+    if let Some(expected) = &trust.sha256 {
+        let found = sha256_of(data);
+        if !expected.trim().trim_start_matches("sha256:").eq_ignore_ascii_case(&found) {
+            let (path, expected) = (path.into(), expected.clone());
+            return Err(LoadError::Digest { path, expected, found });
+        }
+        return Ok(Some((found, None)));
+    }
+    if trust.keys.is_empty() {
+        return Ok(None);
+    }
+    let digest = sha256_of(data);
+    let signature = Signature::read(path).and_then(|found| found.verify(&digest, &trust.keys));
+    match signature {
+        Ok(key) => Ok(Some((digest, Some(key)))),
+        Err(source @ SignatureError::Read { .. }) => {
+            Err(LoadError::Unsigned { path: path.into(), source })
+        }
+        Err(source) => Err(LoadError::Signature { path: path.into(), source }),
+    }
+}
+
+/// The SHA-256 digest of bytes, in hex.
+pub fn sha256_of(data: &[u8]) -> String {
+    hex::encode(digest(&SHA256, data))
 }
 
 impl Vetted {
     /// The SHA-256 digest of the file, in hex. Reads the whole file where none was pinned: call it where blocking is allowed.
     pub fn digest(&self) -> Result<String, LoadError> {
-        if let Some(digest) = &self.sha256 {
-            return Ok(digest.clone());
-        }
+        let file = match &self.file {
+            Opened::Sealed(_, digest) => return Ok(digest.clone()),
+            Opened::File(file) => file,
+        };
         let read = |source| LoadError::Read { path: self.path.clone(), source };
-        let (mut hash, mut piece, mut offset) = (Sha256::new(), vec![0; PIECE_BYTES], 0);
+        let (mut hash, mut piece, mut offset) = (Context::new(&SHA256), vec![0; PIECE_BYTES], 0);
         loop {
-            let bytes = self.file.read_at(&mut piece, offset).map_err(read)?;
+            let bytes = file.read_at(&mut piece, offset).map_err(read)?;
             if bytes == 0 {
-                return Ok(hex::encode(hash.finalize()));
+                return Ok(hex::encode(hash.finish()));
             }
             hash.update(&piece[..bytes]);
             offset += bytes as u64;

@@ -21,7 +21,6 @@ use rustix::process::{Signal, getpid, kill_process};
 use super::link::Link;
 use super::{LOAD, Order, Running, encode_status};
 use crate::error::LoadError;
-use crate::start::Loader;
 
 /// Why a helper could not begin.
 #[derive(Debug, thiserror::Error)]
@@ -124,7 +123,9 @@ impl State {
             let problem = format!("this helper is of version {ours}, its host of {theirs}");
             return Err(ProviderError::internal(problem));
         }
-        let loader = Loader::new().with_start_timeout(order.start_timeout);
+        let loader = order.loader().map_err(|source| {
+            ProviderError::internal("the host's keys are not readable").with_source(source)
+        })?;
         let host = Endpoint_TO::from_value(Other(self.link.clone()), TD_Opaque);
         let (file, endpoint) = loader.open(&order.into_spec(), host).await.map_err(refusal)?;
         self.instance

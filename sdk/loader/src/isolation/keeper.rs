@@ -238,7 +238,7 @@ impl Launch {
                 ProviderError::internal("the helper's answer is not readable").with_source(source),
             )
         };
-        let order = Order::new(&self.spec, self.loader.start_timeout);
+        let order = Order::new(&self.spec, &self.loader);
         let body = serde_json::to_vec(&order).map_err(unreadable)?;
         let header = v1::CallHeader::from(&CallContext::new(LOAD)).encode_to_vec();
         let request = RawRequest { method: LOAD.into(), header: header.into(), body: body.into() };

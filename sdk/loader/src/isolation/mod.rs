@@ -39,7 +39,8 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::Manifest;
-use crate::start::PluginSpec;
+use crate::signature::{PublicKey, SignatureError};
+use crate::start::{Loader, PluginSpec};
 
 pub use helper::{ServeError, serve};
 pub(crate) use keeper::{Isolated, start};
@@ -90,6 +91,7 @@ struct Order {
     instance: String,
     path: PathBuf,
     sha256: Option<String>,
+    keys: Vec<String>,
     config_json: String,
     state_dir: Option<PathBuf>,
     worker_threads: u32,
@@ -98,18 +100,25 @@ struct Order {
 }
 
 impl Order {
-    fn new(spec: &PluginSpec, start_timeout: Duration) -> Order {
+    fn new(spec: &PluginSpec, loader: &Loader) -> Order {
         Order {
             loader: env!("CARGO_PKG_VERSION").to_owned(),
             instance: spec.instance.clone(),
             path: spec.path.clone(),
             sha256: spec.sha256.clone(),
+            keys: loader.keys.iter().map(PublicKey::to_string).collect(),
             config_json: spec.config_json.clone(),
             state_dir: spec.state_dir.clone(),
             worker_threads: spec.worker_threads,
             log_level: spec.log_level.as_str().to_owned(),
-            start_timeout,
+            start_timeout: loader.start_timeout,
         }
+    }
+
+    /// A loader with the same limits and the same trust.
+    fn loader(&self) -> Result<Loader, SignatureError> {
+        let keys: Result<Vec<PublicKey>, _> = self.keys.iter().map(|key| key.parse()).collect();
+        Ok(Loader::new().with_start_timeout(self.start_timeout).with_trusted_keys(keys?))
     }
 
     fn into_spec(self) -> PluginSpec {
