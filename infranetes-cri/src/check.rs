@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use anyhow::{Context, bail};
 use infranetes_cri::chain;
 use infranetes_cri::config::{Config, ConfigError, ProviderInstance, read_instances};
+use infranetes_loader::{Trust, vet_with};
 
 /// Prints what the configuration means, or fails with all that is wrong with its providers.
 pub(crate) fn check(config: &Config) -> anyhow::Result<()> {
@@ -33,7 +34,8 @@ fn problems(
         match instance {
             Err(error) => problems.push(chain(error)),
             Ok(instance) => {
-                let vetted = infranetes_loader::vet(&instance.plugin, instance.sha256.as_deref());
+                let (sha256, keys) = (instance.sha256.clone(), config.trusted_keys.clone());
+                let vetted = vet_with(&instance.plugin, &Trust { sha256, keys });
                 if let Err(error) = vetted {
                     problems.push(format!("provider {}: {}", instance.name, chain(&error)));
                 }

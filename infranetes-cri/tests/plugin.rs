@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use common::Node;
 
@@ -74,4 +75,42 @@ fn what_exists_is_not_touched_and_nothing_half_made_is_left() {
 
 fn text(path: &std::path::Path) -> &str {
     path.to_str().unwrap()
+}
+
+#[test]
+fn a_signed_file_is_verified_and_a_changed_one_is_not() {
+    let node = Node::new("");
+    let (key, other, file) = (node.path("a.key"), node.path("b.key"), node.path("x.so"));
+    fs::write(&file, "the plugin").unwrap();
+    let run = |args: &[&str]| {
+        let output = node.run_alone(args);
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.success(), said)
+    };
+    for key in [&key, &other] {
+        let (ok, said) = run(&["plugin", "keygen", text(key)]);
+        assert!(ok && said.starts_with("ed25519:"), "{said}");
+        assert_eq!(fs::metadata(key).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let before = fs::read(&key).unwrap();
+    let said = node.fails_alone(&["plugin", "keygen", text(&key)]);
+    assert!(said.contains("cannot write the key") && fs::read(&key).unwrap() == before, "{said}");
+
+    let (public, other) = (node.path("a.key.pub"), node.path("b.key.pub"));
+    let said = node.fails_alone(&["plugin", "verify", text(&file), "--keys", text(&public)]);
+    assert!(said.contains("x.so.sig") && said.contains("plugin sign"), "{said}");
+    let (ok, said) = run(&["plugin", "sign", text(&file), "--key", text(&key)]);
+    assert!(ok, "{said}");
+    let itself = fs::read_to_string(&public).unwrap();
+    for keys in [vec![text(&public)], vec![text(&other), text(&public)], vec![itself.trim()]] {
+        let (ok, said) = run(&[&["plugin", "verify", text(&file), "--keys"], &*keys].concat());
+        assert!(ok && said.contains(itself.trim()), "{keys:?}: {said}");
+    }
+    let said = node.fails_alone(&["plugin", "verify", text(&file), "--keys", text(&other)]);
+    assert!(said.contains("none of the trusted keys"), "{said}");
+    fs::write(&file, "another plugin").unwrap();
+    let said = node.fails_alone(&["plugin", "verify", text(&file), "--keys", text(&public)]);
+    assert!(said.contains("does not belong to these bytes"), "{said}");
+    let said = node.fails_alone(&["plugin", "sign", text(&file), "--key", text(&public)]);
+    assert!(said.contains("is no ed25519 key in PKCS#8 form"), "{said}");
 }

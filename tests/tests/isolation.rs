@@ -1,7 +1,7 @@
 //! Plugins that fail, and plugins in processes of their own, on the real daemon.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,11 +9,14 @@ use infranetes_core::ids::SandboxId;
 use infranetes_core::session::AgentConnector;
 use infranetes_core::session::tls::{NodeCa, TlsConnector};
 use infranetes_cri::api::v1 as cri;
+use infranetes_loader::sha256_of;
+use infranetes_loader::signature::{SecretKey, Signature};
 use infranetes_tests::case::{self, Case};
 use infranetes_tests::client::{Client, container};
 use infranetes_tests::footprint::{Footprint, nothing_left, processes_with};
 use infranetes_tests::node::{Node, Programs};
 use infranetes_tests::wait::until;
+use object::{Object, ObjectSection};
 use serde_json::json;
 use tokio::process::Command;
 
@@ -114,6 +117,8 @@ async fn a_plugin_that_does_not_load_makes_its_handlers_not_ready_and_no_others(
     case::run("process", async |case| {
         let directory = case.node.path("providers.d");
         let good = Programs::from_env()?.bin.join("libinfranetes_provider_fake.so");
+        let broken = case.node.path("broken.so");
+        fs::write(&broken, with_broken_code(&good)?)?;
         let text = case.node.path("text.so");
         fs::write(&text, "no library")?;
         let zeros = "0".repeat(64);
@@ -121,6 +126,8 @@ async fn a_plugin_that_does_not_load_makes_its_handlers_not_ready_and_no_others(
         for (name, file) in [
             ("text", format!("plugin = \"{}\"\n", text.display())),
             ("missing", "plugin = \"/no/such.so\"\n".to_owned()),
+            ("broken", format!("plugin = \"{}\"\n", broken.display())),
+            ("apart", format!("plugin = \"{}\"\nisolation = \"process\"\n", broken.display())),
             ("pinned", format!("plugin = \"{good}\"\nsha256 = \"{zeros}\"\n")),
             ("config", format!("plugin = \"{good}\"\n[config]\nno_such_key = 1\n")),
             (
@@ -133,7 +140,8 @@ async fn a_plugin_that_does_not_load_makes_its_handlers_not_ready_and_no_others(
             fs::write(directory.join(format!("{name}.toml")), file)?;
         }
         let registry = case.registry.host();
-        let names = ["process", "text", "missing", "pinned", "config", "own", "absent"];
+        let names =
+            ["process", "text", "missing", "broken", "apart", "pinned", "config", "own", "absent"];
         let handlers = names.map(|name| format!("[handlers.{name}]\nprovider = \"{name}\"\n"));
         let images = format!("[images.registries.\"{registry}\"]\nurl = \"http://{registry}\"\n");
         case.node.write_config(&(handlers.concat() + &images))?;
@@ -143,6 +151,8 @@ async fn a_plugin_that_does_not_load_makes_its_handlers_not_ready_and_no_others(
         for (name, expected) in [
             ("text", "text.so is not a shared library"),
             ("missing", "cannot open the plugin /no/such.so"),
+            ("broken", "broken.so was tried out in a child process, which ended with signal"),
+            ("apart", "broken.so was ended by signal"),
             ("pinned", "the configuration pins 0000"),
             ("config", "unknown field `no_such_key`"),
             ("own", "unknown field `no_such_key`"),
@@ -168,6 +178,46 @@ async fn a_plugin_that_does_not_load_makes_its_handlers_not_ready_and_no_others(
 fn split_instance(text: &str) -> Result<(String, String)> {
     let (plugin, rest) = text.split_once("\n").context("an instance's file has lines")?;
     Ok((plugin.to_owned(), rest.to_owned()))
+}
+
+#[tokio::test]
+async fn where_keys_are_trusted_only_signed_plugins_run() -> Result<()> {
+    case::run("process", async |case| {
+        let plugin = Plugin::isolate(case, "process")?;
+        let key = SecretKey::generate()?;
+        let registry = case.registry.host();
+        case.node.write_config(&format!(
+            "[handlers.process]\nprovider = \"process\"\n[plugins]\ntrusted_keys = [\"{}\"]\n\
+             [images.registries.\"{registry}\"]\nurl = \"http://{registry}\"\n",
+            key.public()
+        ))?;
+        case.restart_hard().await?;
+        let problem_now = problem(&mut case.client(), "process").await?;
+        ensure!(problem_now.contains("process.so is not signed"), "{problem_now}");
+        let signature = key.sign(&sha256_of(&fs::read(&plugin.file)?));
+        fs::write(Signature::path_of(&plugin.file), signature.to_string())?;
+        case.restart_hard().await?;
+        let mut client = case.client();
+        let problem_now = problem(&mut client, "process").await?;
+        ensure!(problem_now.is_empty(), "{problem_now}");
+        let sandbox = client.run_pod(&case.pod("pod")).await?;
+        Ok(client.remove_pod(&sandbox).await?)
+    })
+    .await
+}
+
+/// All instructions are replaced by ones that trap, so that the first that runs inside `dlopen` ends the process.
+fn with_broken_code(plugin: &Path) -> Result<Vec<u8>> {
+    let mut data = fs::read(plugin)?;
+    let file = object::File::parse(&*data)?;
+    let code = file.sections().filter(|section| section.kind() == object::SectionKind::Text);
+    let ranges: Vec<_> = code.filter_map(|section| section.file_range()).collect();
+    for (start, length) in ranges {
+        let start = usize::try_from(start)?;
+        // On x86-64 this is `hlt`, and no valid instruction anywhere else we build for.
+        data[start..start + usize::try_from(length)?].fill(0xf4);
+    }
+    Ok(data)
 }
 
 /// A provider's plugin in a process of its own, from a file of its own.

@@ -23,6 +23,7 @@ pub(super) struct File {
     pub(super) cni: Cni,
     pub(super) agent: Agent,
     pub(super) streaming: Streaming,
+    pub(super) plugins: Plugins,
     pub(super) limits: Limits,
     pub(super) log: Log,
 }
@@ -106,6 +107,12 @@ pub(super) struct Streaming {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct Plugins {
+    pub(super) trusted_keys: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct Limits {
     pub(super) concurrent_creates: Option<usize>,
     pub(super) message_mib: Option<usize>,
@@ -141,6 +148,7 @@ pub(super) fn tables() -> Vec<Table> {
         Table::of::<Cni>("cni"),
         Table::of::<Agent>("agent"),
         Table::of::<Streaming>("streaming"),
+        Table::of::<Plugins>("plugins"),
         Table::of::<Limits>("limits"),
         Table::of::<Log>("log"),
     ]

@@ -21,6 +21,7 @@ use std::time::Duration;
 use infranetes_cni::CniSettings;
 use infranetes_core::engine::HandlerConfig;
 use infranetes_core::image::RegistriesConfig;
+use infranetes_loader::signature::PublicKey;
 
 use crate::streaming::StreamingConfig;
 
@@ -53,6 +54,8 @@ pub struct Config {
     pub agent_certificate_lifetime: Duration,
     /// How often machines tell what they use.
     pub agent_stats_period: Duration,
+    /// Who may vouch for plugins. Where there is any, a plugin needs a signature of one of them, or a pinned digest.
+    pub trusted_keys: Vec<PublicKey>,
     /// How long calls that run may go on when the daemon is told to end.
     pub shutdown_grace: Duration,
     /// The server for exec, attach and port-forward.

@@ -10,6 +10,7 @@ use infranetes_core::image::{
     Endpoint, EndpointCredentials, Reference, RegistriesConfig, RegistryConfig,
 };
 use infranetes_core::spec::SandboxResources;
+use infranetes_loader::signature::{PublicKey, SignatureError};
 use tracing_subscriber::EnvFilter;
 
 use super::error::Invalid;
@@ -39,6 +40,7 @@ pub(super) fn resolve(file: file::File) -> Result<Config> {
             STATS_PERIOD,
             EngineConfig::STATS_PERIOD_MIN..=EngineConfig::STATS_PERIOD_MAX,
         )?,
+        trusted_keys: trusted_keys(&file.plugins.trusted_keys)?,
         shutdown_grace: duration(
             &["shutdown_grace"],
             file.shutdown_grace,
@@ -51,6 +53,13 @@ pub(super) fn resolve(file: file::File) -> Result<Config> {
         state_dir,
     };
     Ok(config)
+}
+
+fn trusted_keys(written: &[String]) -> Result<Vec<PublicKey>> {
+    let invalid = |error: SignatureError| {
+        Invalid::new(&["plugins", "trusted_keys"], format!("{error}; see `plugin keygen`"))
+    };
+    written.iter().map(|key| key.parse().map_err(invalid)).collect()
 }
 
 fn socket(listen: &str) -> Result<PathBuf> {

@@ -54,6 +54,7 @@ fn all_keys() -> BTreeSet<String> {
         "cni",
         "agent",
         "streaming",
+        "plugins",
         "limits",
         "log",
         "images.registries",

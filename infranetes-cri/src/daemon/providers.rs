@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::future::join_all;
-use infranetes_loader::isolation::Helper;
+use infranetes_loader::isolation::{Helper, Isolation};
 use infranetes_loader::{LoadedPlugin, Loader, PluginSpec};
 use infranetes_sdk::{LogLevel, PodProvider};
 
@@ -84,7 +84,13 @@ async fn load_one(
         .with_isolation(instance.isolation)
         .with_log_level(log_level());
     spec.sha256 = instance.sha256;
-    let loader = Loader::new().with_helper(helper());
+    let mut loader =
+        Loader::new().with_helper(helper()).with_trusted_keys(config.trusted_keys.clone());
+    if spec.isolation == Isolation::None && spec.sha256.is_none() && config.trusted_keys.is_empty()
+    {
+        // Nobody vouches for its bytes, and a damaged file can crash the process that opens it: not this one.
+        loader = loader.with_probe_command("/proc/self/exe", ["plugin".into(), "probe".into()]);
+    }
     let plugin = loader.load(spec).await.map_err(|error| chain(&error))?;
     match plugin.pods() {
         Some(pods) => Ok((plugin, pods)),

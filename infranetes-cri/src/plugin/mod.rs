@@ -3,9 +3,12 @@
 
 mod check;
 mod host;
+mod keygen;
 mod new;
 mod probe;
+mod sign;
 mod subject;
+mod verify;
 
 use clap::Subcommand;
 
@@ -16,6 +19,12 @@ pub(crate) enum Command {
     New(new::Arguments),
     /// Tests whether a plugin keeps the promises of the SDK
     Check(check::Arguments),
+    /// Makes a key to sign plugins with
+    Keygen(keygen::Arguments),
+    /// Signs a plugin
+    Sign(sign::Arguments),
+    /// Says whether a trusted key signed a plugin
+    Verify(verify::Arguments),
     /// Opens a plugin and ends: what `check` has a child process do first
     #[command(hide = true)]
     Probe(probe::Arguments),
@@ -29,6 +38,9 @@ pub(crate) fn run(command: Command) -> anyhow::Result<bool> {
     match command {
         Command::New(arguments) => new::run(&arguments).map(|()| true),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Keygen(arguments) => keygen::run(&arguments),
+        Command::Sign(arguments) => sign::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
         Command::Probe(arguments) => probe::run(&arguments),
         Command::Host(arguments) => host::run(&arguments),
     }

@@ -11,12 +11,19 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "HEX")]
     sha256: Option<String>,
 
+    /// The file is standard input, and vetted
+    #[arg(long)]
+    opened: bool,
+
     /// The plugin's file
     file: PathBuf,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
-    let manifest = infranetes_loader::probe(&arguments.file, arguments.sha256.as_deref())?;
+    let manifest = match arguments.opened {
+        true => infranetes_loader::probe_opened(&arguments.file)?,
+        false => infranetes_loader::probe(&arguments.file, arguments.sha256.as_deref())?,
+    };
     println!("{manifest}");
     Ok(true)
 }

@@ -62,7 +62,12 @@ impl Node {
 
     /// Runs the program without a configuration; it has to fail. Answers what it says.
     pub(crate) fn fails_alone(&self, args: &[&str]) -> String {
-        what_failed(&to_the_end(program(), args))
+        what_failed(&self.run_alone(args))
+    }
+
+    /// Runs the program without a configuration to its end, which has to come by itself.
+    pub(crate) fn run_alone(&self, args: &[&str]) -> Output {
+        to_the_end(program(), args)
     }
 
     /// Runs the program, which has to fail; answers what it says.

@@ -29,6 +29,15 @@ pub(crate) enum Opened {
     Sealed(File, String),
 }
 
+impl Opened {
+    /// Another descriptor of it, to be read by positions alone.
+    pub(crate) fn try_clone(&self) -> io::Result<File> {
+        match self {
+            Opened::File(file) | Opened::Sealed(file, _) => file.try_clone(),
+        }
+    }
+}
+
 /// Copies bytes to where nobody can change them. `path` gives the copy its name in the lists of debuggers.
 pub(crate) fn seal(path: &Path, data: &[u8], sha256: &str) -> io::Result<Opened> {
     let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();

@@ -37,6 +37,6 @@ mod vet;
 
 pub use error::LoadError;
 pub use manifest::Manifest;
-pub use probe::probe;
+pub use probe::{probe, probe_opened};
 pub use start::{LoadedPlugin, Loader, PluginSpec};
 pub use vet::{Trust, Vetted, sha256_of, vet, vet_with};

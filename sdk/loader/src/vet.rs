@@ -1,7 +1,6 @@
 //! Looks at a file before any of its code runs.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -55,7 +54,7 @@ pub fn vet_with(path: &Path, trust: &Trust) -> Result<Vetted, LoadError> {
     // Not blocking, because opening a pipe would wait for its writer.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;
     let file = rustix::fs::open(&real, flags, Mode::empty()).map_err(|error| open(error.into()))?;
-    let mut file = File::from(file);
+    let file = File::from(file);
 
     let metadata = file.metadata().map_err(open)?;
     if !metadata.is_file() {
@@ -67,7 +66,7 @@ pub fn vet_with(path: &Path, trust: &Trust) -> Result<Vetted, LoadError> {
         check_ownership(directory, &metadata, true)?;
     }
 
-    let data = read(path, &mut file, metadata.len())?;
+    let data = read(path, &file, metadata.len())?;
     let proof = prove(path, &data, trust)?;
     let section = elf::manifest_section(path, &data)?;
     let manifest = manifest::parse(path, section)?;
@@ -155,18 +154,24 @@ fn check_ownership(
     Ok(())
 }
 
-fn read(path: &Path, file: &mut File, bytes: u64) -> Result<Vec<u8>, LoadError> {
-    let too_large = |bytes| LoadError::TooLarge { path: path.into(), bytes, limit: BYTES_MAX };
+/// What is left to vet of a file that somebody else opened and vetted, in a process that may be lost over it.
+pub(crate) fn vet_opened(path: &Path, file: File) -> Result<Vetted, LoadError> {
+    let open = |source: std::io::Error| LoadError::Open { path: path.into(), source };
+    let data = read(path, &file, file.metadata().map_err(open)?.len())?;
+    let manifest = manifest::parse(path, elf::manifest_section(path, &data)?)?;
+    manifest.check(path)?;
+    let file = Opened::File(file);
+    Ok(Vetted { manifest, sha256: None, signed_by: None, file, path: path.into() })
+}
+
+/// Wherever the descriptor stands: others may read by it, too.
+fn read(path: &Path, file: &File, bytes: u64) -> Result<Vec<u8>, LoadError> {
     if bytes > BYTES_MAX {
-        return Err(too_large(bytes));
+        return Err(LoadError::TooLarge { path: path.into(), bytes, limit: BYTES_MAX });
     }
-    let mut data = Vec::new();
-    file.take(BYTES_MAX + 1)
-        .read_to_end(&mut data)
-        .map_err(|source| LoadError::Read { path: path.into(), source })?;
-    if data.len() as u64 > BYTES_MAX {
-        return Err(too_large(data.len() as u64));
-    }
+    let failed = |source| LoadError::Read { path: path.into(), source };
+    let mut data = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
+    file.read_exact_at(&mut data, 0).map_err(failed)?;
     Ok(data)
 }
 

@@ -67,6 +67,8 @@ fn the_probe_tells_good_from_bad() {
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("its ABI does not match this host"), "{text}");
 
+    // Standard input is no plugin here.
+    assert_eq!(run(&["--opened", hello.to_str().expect("UTF-8")]).0, Some(1));
     assert_eq!(run(&[]).0, Some(2));
     assert_eq!(run(&["--sha256"]).0, Some(2));
 }

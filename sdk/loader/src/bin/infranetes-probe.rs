@@ -1,5 +1,7 @@
 //! `infranetes-probe [--sha256 HEX] PLUGIN.so`: would a host load this file?
 //!
+//! `infranetes-probe --opened PLUGIN.so` is for hosts: the file is standard input, and vetted.
+//!
 //! `infranetes-probe --serve INSTANCE` is for hosts: it runs a plugin for the one at the other end of standard input.
 //!
 //! Prints what the plugin says about itself, or why it is refused. Exit code 0: yes; 1: no; 2: wrong arguments; anything
@@ -17,11 +19,18 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         });
     }
-    let Some((path, sha256)) = arguments() else {
+    let mut words = std::env::args_os().skip(1);
+    let probed = if let (Some(opened), Some(path)) = (words.next(), words.next())
+        && opened == "--opened"
+    {
+        infranetes_loader::probe_opened(path.as_ref())
+    } else if let Some((path, sha256)) = arguments() {
+        infranetes_loader::probe(&path, sha256.as_deref())
+    } else {
         eprintln!("usage: infranetes-probe [--sha256 HEX] PLUGIN.so");
         return ExitCode::from(2);
     };
-    match infranetes_loader::probe(&path, sha256.as_deref()) {
+    match probed {
         Ok(manifest) => {
             println!("{manifest}");
             ExitCode::SUCCESS
