@@ -9,19 +9,21 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use infranetes_agent_protocol::{AGENT_PROOF_PREFIX, NODE_PROOF_PREFIX};
-use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+use infranetes_agent_protocol::{
+    AGENT_PROOF_PREFIX, MEETING_PROTOCOL, NODE_PROOF_PREFIX, SESSION_PROTOCOL,
+};
 use ring::{digest, hmac};
-use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use zeroize::Zeroizing;
 
 use crate::invitation::Invitation;
+use crate::key::{Key, KeyError};
 use crate::times::BootTimes;
 
 /// The agent's identity; one for the life of the process.
@@ -30,6 +32,8 @@ pub struct Identity {
     name: ServerName<'static>,
     roots: Arc<RootCertStore>,
     provider: Arc<CryptoProvider>,
+    /// The first key: it opens the enrolment's connection and gets the first certificate.
+    key: Key,
     current: RwLock<Arc<CertifiedKey>>,
     state: Mutex<State>,
     times: Arc<BootTimes>,
@@ -49,21 +53,21 @@ pub struct Begun {
 }
 
 /// A key without a certificate yet.
-pub struct PendingKey(KeyPair);
+pub struct PendingKey(Key);
 
 impl Identity {
     /// Takes an invitation up: makes the first key and a certificate that only carries it.
     pub fn new(invitation: Invitation, times: Arc<BootTimes>) -> Result<Self, IdentityError> {
         let mut roots = RootCertStore::empty();
         roots.add(invitation.ca).map_err(IdentityError::Ca)?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let key = new_key()?;
-        let own = CertificateParams::default().self_signed(&key).map_err(IdentityError::Key)?;
-        let current = certified(&provider, vec![own.der().clone()], &key)?;
+        let provider = Arc::new(provider());
+        let key = Key::generate()?;
+        let current = Arc::new(key.certified(vec![key.carrier()?]));
         Ok(Self {
             name: invitation.agent_name,
             roots: Arc::new(roots),
             provider,
+            key,
             current: RwLock::new(current),
             state: Mutex::new(State::Invited { token: invitation.token }),
             times,
@@ -75,30 +79,43 @@ impl Identity {
         matches!(*self.state(), State::Enrolled)
     }
 
-    /// The settings for every TLS connection: TLS 1.3, a client certificate of the node's CA, no resumption (a resumed
-    /// session would outlive the certificate that opened it).
-    pub fn tls_config(self: &Arc<Self>) -> Result<Arc<rustls::ServerConfig>, IdentityError> {
-        let verifier = WebPkiClientVerifier::builder_with_provider(
-            Arc::clone(&self.roots),
-            Arc::clone(&self.provider),
-        )
-        .build()
-        .map_err(|cause| IdentityError::Verifier(Box::new(cause)))?;
-        let mut config = rustls::ServerConfig::builder_with_provider(Arc::clone(&self.provider))
+    /// The settings for the first connection: TLS 1.3 with a certificate of our own making. The node proves itself in it.
+    pub(crate) fn meeting_config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, IdentityError> {
+        let config = self.config()?.with_no_client_auth();
+        Ok(self.finished(config.with_cert_resolver(self.current()), MEETING_PROTOCOL))
+    }
+
+    /// The settings for sessions: TLS 1.3 with a client certificate of the node's CA.
+    pub(crate) fn session_config(self: &Arc<Self>) -> Result<Arc<ServerConfig>, IdentityError> {
+        let (roots, provider) = (Arc::clone(&self.roots), Arc::clone(&self.provider));
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
+            .build()
+            .map_err(|cause| IdentityError::Verifier(Box::new(cause)))?;
+        let config = self.config()?.with_client_cert_verifier(verifier);
+        Ok(self.finished(config.with_cert_resolver(self.current()), SESSION_PROTOCOL))
+    }
+
+    fn config(&self) -> Result<ConfigBuilder<ServerConfig, WantsVerifier>, IdentityError> {
+        ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|cause| IdentityError::Verifier(Box::new(cause)))?
-            .with_client_cert_verifier(verifier)
-            .with_cert_resolver(Arc::new(Current(Arc::clone(self))));
-        config.alpn_protocols = vec![b"h2".to_vec()];
+            .map_err(|cause| IdentityError::Verifier(Box::new(cause)))
+    }
+
+    /// No resumption: a resumed session would outlive the certificate that opened it.
+    fn finished(&self, mut config: ServerConfig, protocol: &[u8]) -> Arc<ServerConfig> {
+        config.alpn_protocols = vec![protocol.to_vec()];
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        Ok(Arc::new(config))
+        Arc::new(config)
+    }
+
+    fn current(self: &Arc<Self>) -> Arc<Current> {
+        Arc::new(Current(Arc::clone(self)))
     }
 
     /// Begins an enrolment: checks that the node knows the token, and proves that the agent does.
     pub fn begin(&self, channel: &Channel, node_proof: &[u8]) -> Result<Begun, IdentityError> {
-        let key = new_key()?;
-        let request = self.certificate_request(&key)?;
+        let request = self.key.certificate_request()?;
         let state = self.state();
         let State::Invited { token } = &*state else { return Err(IdentityError::AlreadyEnrolled) };
         let mac = hmac::Key::new(hmac::HMAC_SHA256, token);
@@ -107,7 +124,7 @@ impl Identity {
         let hash = digest::digest(&digest::SHA256, &request);
         let own = [AGENT_PROOF_PREFIX, channel, hash.as_ref()].concat();
         let proof = hmac::sign(&mac, &own).as_ref().to_vec();
-        Ok(Begun { certificate_request: request, proof, key: PendingKey(key) })
+        Ok(Begun { certificate_request: request, proof, key: PendingKey(self.key.clone()) })
     }
 
     /// Ends the enrolment with the certificate: forgets the token. What fails before that changes nothing.
@@ -126,8 +143,8 @@ impl Identity {
 
     /// A new key and the request for its certificate.
     pub fn begin_rotation(&self) -> Result<(Vec<u8>, PendingKey), IdentityError> {
-        let key = new_key()?;
-        Ok((self.certificate_request(&key)?, PendingKey(key)))
+        let key = Key::generate()?;
+        Ok((key.certificate_request()?, PendingKey(key)))
     }
 
     /// Uses a new certificate from the next handshake on.
@@ -139,13 +156,6 @@ impl Identity {
         let certified = self.check_chain(key, chain)?;
         self.install(certified);
         Ok(())
-    }
-
-    fn certificate_request(&self, key: &KeyPair) -> Result<Vec<u8>, IdentityError> {
-        let params = CertificateParams::new([self.name.to_str().into_owned()])
-            .map_err(IdentityError::Key)?;
-        let request = params.serialize_request(key).map_err(IdentityError::Key)?;
-        Ok(request.der().to_vec())
     }
 
     /// A certificate counts when it carries our key and our name and comes from the node's CA.
@@ -170,9 +180,9 @@ impl Identity {
         verifier
             .verify_server_cert(leaf, rest, &self.name, &[], UnixTime::now())
             .map_err(IdentityError::Certificate)?;
-        let certified = certified(&self.provider, chain, &key.0)?;
+        let certified = key.0.certified(chain);
         certified.keys_match().map_err(IdentityError::Certificate)?;
-        Ok(certified)
+        Ok(Arc::new(certified))
     }
 
     fn install(&self, certified: Arc<CertifiedKey>) {
@@ -208,18 +218,18 @@ impl ResolvesServerCert for Current {
     }
 }
 
-fn new_key() -> Result<KeyPair, IdentityError> {
-    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(IdentityError::Key)
-}
-
-fn certified(
-    provider: &CryptoProvider,
-    chain: Vec<CertificateDer<'static>>,
-    key: &KeyPair,
-) -> Result<Arc<CertifiedKey>, IdentityError> {
-    let der = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-    let key = provider.key_provider.load_private_key(der).map_err(IdentityError::Certificate)?;
-    Ok(Arc::new(CertifiedKey::new(chain, key)))
+/// Few algorithms, and those first that share code with what the agent does anyway (P-256, SHA-256): on an emulated CPU, code costs
+/// most the first time it runs.
+fn provider() -> CryptoProvider {
+    use rustls::crypto::ring::{cipher_suite as suites, default_provider, kx_group as groups};
+    CryptoProvider {
+        cipher_suites: vec![
+            suites::TLS13_AES_128_GCM_SHA256,
+            suites::TLS13_CHACHA20_POLY1305_SHA256,
+        ],
+        kx_groups: vec![groups::SECP256R1, groups::X25519],
+        ..default_provider()
+    }
 }
 
 /// Why an identity could not be had or changed.
@@ -242,7 +252,7 @@ pub enum IdentityError {
     Ca(#[source] rustls::Error),
     /// No key could be made.
     #[error("no key could be made")]
-    Key(#[source] rcgen::Error),
+    Key(#[from] KeyError),
     /// The TLS settings contradict each other.
     #[error("TLS cannot be set up")]
     Verifier(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -254,7 +264,10 @@ const CHAIN_MAX: usize = 4;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rcgen::{BasicConstraints, CertificateSigningRequestParams, IsCa, Issuer, PublicKeyData};
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateSigningRequestParams, IsCa, Issuer,
+        KeyPair, PublicKeyData,
+    };
 
     const TOKEN: [u8; 32] = [7; 32];
     const NAME: &str = "a1.agent.infranetes";
@@ -268,7 +281,7 @@ mod tests {
 
     impl Node {
         fn new() -> Self {
-            let key = new_key().unwrap();
+            let key = KeyPair::generate().unwrap();
             let mut params = CertificateParams::default();
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             let ca = params.self_signed(&key).unwrap().der().clone();
@@ -334,7 +347,7 @@ mod tests {
         let begun = begin().unwrap();
         let request = begun.certificate_request.as_slice().into();
         let key = CertificateSigningRequestParams::from_der(&request).unwrap().public_key;
-        let other = new_key().unwrap();
+        let other = KeyPair::generate().unwrap();
         let bad = [
             stranger.sign(NAME, &key),
             node.sign("a2.agent.infranetes", &key),

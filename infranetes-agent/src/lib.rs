@@ -7,8 +7,8 @@
 //! orphaned processes, power.
 //!
 //! # Invariants
-//! - Before enrolment nothing but `Enrolment` is served, after it nothing but `Agent`; never anything without a client
-//!   certificate of the node's CA.
+//! - Before enrolment nobody is answered who does not prove the token; after it nobody without a client certificate of the
+//!   node's CA.
 //! - The private key is born here and never leaves; the token is forgotten when it was used.
 //! - Whatever a peer or a plugin can send has a bound.
 
@@ -18,9 +18,11 @@ pub mod identity;
 pub mod interfaces;
 pub mod invitation;
 pub mod isolate;
+mod key;
 pub mod lines;
 pub mod listener;
 pub mod machine;
+mod meeting;
 pub mod netlink;
 pub mod pause;
 pub mod plugins;

@@ -4,6 +4,7 @@
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::field::{Field, Visit};
@@ -16,6 +17,18 @@ use crate::times;
 /// Writes all lines up to `level` from now on. A second call changes nothing.
 pub fn start(level: LevelFilter) {
     let _ = tracing::subscriber::set_global_default(Lines { level });
+}
+
+/// Keeps lines back from now on until [`release`]: a console takes an emulated CPU longer than all the rest of a line.
+pub fn hold() {
+    lock().get_or_insert_default();
+}
+
+/// Writes what was held, and every line at once from now on.
+pub fn release() {
+    if let Some(held) = lock().take() {
+        let _ = std::io::stderr().write_all(&held);
+    }
 }
 
 /// Reads a level: error, warn, info or debug.
@@ -88,8 +101,11 @@ impl Subscriber for Lines {
             line.message,
             line.fields
         );
-        // There is nowhere to say that the console is gone.
-        let _ = std::io::stderr().write_all(text.as_bytes());
+        match lock().as_mut() {
+            Some(held) if held.len() < HELD_BYTES_MAX => held.extend_from_slice(text.as_bytes()),
+            // There is nowhere to say that the console is gone.
+            _ => drop(std::io::stderr().write_all(text.as_bytes())),
+        }
     }
 
     fn new_span(&self, _span: &Attributes<'_>) -> Id {
@@ -130,6 +146,13 @@ impl Visit for Line {
     }
 }
 
+fn lock() -> MutexGuard<'static, Option<Vec<u8>>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lines that wait. Standard error is one per process, and so is what is kept back from it.
+static HELD: Mutex<Option<Vec<u8>>> = Mutex::new(None);
+const HELD_BYTES_MAX: usize = 16 * 1024;
 const PACE: Duration = Duration::from_millis(500);
 const CAUSES_MAX: usize = 16;
 

@@ -1,12 +1,13 @@
-//! Where the node reaches the agent: a listening socket, TLS on every connection, HTTP/2 in it.
+//! Where the node reaches the agent: a listening socket, and sessions on it: TLS on every connection, HTTP/2 in it.
 //!
-//! What a connection may say is decided when its handshake ends: an agent without certificate serves `Enrolment` on it, an
-//! enrolled one `Agent`. A handshake that fails gets nothing but its TLS alert.
+//! A handshake that fails gets nothing but its TLS alert. What comes before the first session is the meeting's.
 
 use std::fmt;
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,20 +15,18 @@ use std::time::Duration;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use infranetes_agent_protocol::MAX_MESSAGE_BYTES;
 use infranetes_agent_protocol::v1::agent_server::AgentServer;
-use infranetes_agent_protocol::v1::enrolment_server::EnrolmentServer;
-use infranetes_agent_protocol::{ENROLMENT_EXPORTER_LABEL, MAX_MESSAGE_BYTES};
 use nix::sched::{CloneFlags, setns};
-use tokio::io::{AsyncRead, AsyncWrite, Interest};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::identity::{Channel, IdentityError};
+use crate::identity::IdentityError;
 use crate::lines::Pace;
 use crate::machine::Machine;
-use crate::server::{EnrolmentSession, Session};
+use crate::meeting::Stream;
+use crate::server::Session;
 
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +37,7 @@ pub enum Listen {
     Unix(PathBuf),
 }
 
-/// A socket that listens.
+/// A socket that listens, for whoever needs no runtime to use it.
 #[derive(Debug)]
 pub enum Listener {
     /// TCP.
@@ -64,14 +63,22 @@ impl Listen {
         }
     }
 
+    /// Whether it can be listened on before the machine has its addresses.
+    pub fn needs_no_address(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().is_unspecified(),
+            Self::Unix(_) => true,
+        }
+    }
+
     /// Listens, in a network namespace if one is given. A unix socket is for its owner alone; a socket that a dead agent left
     /// behind is replaced.
-    pub async fn bind(&self, namespace: Option<OwnedFd>) -> Result<Listener, ListenError> {
+    pub fn bind(&self, namespace: Option<OwnedFd>) -> Result<Listener, ListenError> {
         let failed = |cause| ListenError::NotBound { address: self.to_string(), cause };
         match self {
             Self::Tcp(address) => match namespace {
-                None => TcpListener::bind(address).await,
-                Some(namespace) => bind_in(namespace, *address).and_then(TcpListener::from_std),
+                None => TcpListener::bind(address),
+                Some(namespace) => bind_in(namespace, *address),
             }
             .map(Listener::Tcp)
             .map_err(failed),
@@ -90,19 +97,45 @@ impl fmt::Display for Listen {
 }
 
 impl Listener {
-    /// Serves connections until the future is dropped.
-    pub async fn serve(self, machine: Arc<Machine>) -> Result<(), IdentityError> {
-        let acceptor = TlsAcceptor::from(machine.identity.tls_config()?);
+    /// Takes a connection; neither it nor the socket waits for anything.
+    pub(crate) fn accept(&self) -> io::Result<(Box<dyn Stream>, String)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                // Small messages go back and forth; waiting for more of them only delays.
+                stream.set_nodelay(true)?;
+                Ok((Box::new(stream), peer.to_string()))
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                Ok((Box::new(stream), UNIX_PEER.to_owned()))
+            }
+        }
+    }
+
+    pub(crate) fn set_nonblocking(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(listener) => listener.set_nonblocking(true),
+            Self::Unix(listener) => listener.set_nonblocking(true),
+        }
+    }
+
+    /// Serves sessions of an enrolled agent until the future is dropped.
+    pub(crate) async fn serve(self, machine: Arc<Machine>) -> Result<(), ServeError> {
+        let acceptor = TlsAcceptor::from(machine.identity.session_config()?);
+        let listener = Accepting::new(self)?;
         let mut pace = Pace::default();
         loop {
-            let accepted = match &self {
-                Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
-                    // Small messages go back and forth; waiting for more of them only delays.
+            let accepted = match &listener {
+                Accepting::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
+                    // As above.
                     let _ = stream.set_nodelay(true);
                     serve_connection(&machine, &acceptor, stream, peer.to_string());
                 }),
-                Self::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                    serve_connection(&machine, &acceptor, stream, "unix".to_owned());
+                Accepting::Unix(listener) => listener.accept().await.map(|(stream, _)| {
+                    serve_connection(&machine, &acceptor, stream, UNIX_PEER.to_owned());
                 }),
             };
             if let Err(error) = accepted {
@@ -117,14 +150,39 @@ impl Listener {
 }
 
 /// A socket belongs for ever to the namespace in which it was made; a thread can be in another one than its process.
-fn bind_in(namespace: OwnedFd, address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+fn bind_in(namespace: OwnedFd, address: SocketAddr) -> io::Result<TcpListener> {
     let bound = std::thread::Builder::new().spawn(move || {
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
-        let listener = std::net::TcpListener::bind(address)?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
+        TcpListener::bind(address)
     })?;
-    bound.join().map_err(|_| std::io::Error::other("the thread that listens died"))?
+    bound.join().map_err(|_| io::Error::other("the thread that listens died"))?
+}
+
+/// A socket in a runtime.
+enum Accepting {
+    Tcp(tokio::net::TcpListener),
+    Unix(tokio::net::UnixListener),
+}
+
+impl Accepting {
+    fn new(listener: Listener) -> io::Result<Self> {
+        listener.set_nonblocking()?;
+        match listener {
+            Listener::Tcp(listener) => tokio::net::TcpListener::from_std(listener).map(Self::Tcp),
+            Listener::Unix(listener) => {
+                tokio::net::UnixListener::from_std(listener).map(Self::Unix)
+            }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(listener) => listener.as_fd(),
+            Self::Unix(listener) => listener.as_fd(),
+        }
+    }
 }
 
 fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
@@ -142,7 +200,7 @@ fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
 
 fn serve_connection<S>(machine: &Arc<Machine>, acceptor: &TlsAcceptor, stream: S, peer: String)
 where
-    S: Peer,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let Ok(place) = Arc::clone(&machine.places).try_acquire_owned() else {
         machine.refused(&peer, &"too many connections");
@@ -152,86 +210,28 @@ where
     let acceptor = acceptor.clone();
     tokio::spawn(async move {
         let _until_the_end = place;
-        let handshake = async {
-            let turn = its_turn(&machine, &stream).await;
-            let left = stream.has_left().await;
-            (turn, if left { None } else { Some(acceptor.accept(stream).await) })
-        };
-        match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-            Ok((_turn, Some(Ok(tls)))) => serve_tls(machine, tls).await,
-            Ok((_, Some(Err(error)))) => machine.refused(&peer, &error),
-            Ok((_, None)) => tracing::debug!(peer, "a connection was given up by its peer"),
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+            Ok(Ok(tls)) => serve_tls(machine, tls).await,
+            // A node that waited for the machine to boot dialled more than once.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                tracing::debug!(peer, "a connection was given up by its peer");
+            }
+            Ok(Err(error)) => machine.refused(&peer, &error),
             Err(_) => machine.refused(&peer, &"no handshake in time"),
         }
     });
-}
-
-/// A node that waits for a boot dials again and again, and whatever carries its connections may hand them over all at once
-/// when the machine has a network. Each would cost a handshake, which takes a slow processor long, and all but one are given up
-/// as soon as the first is answered. So before the enrolment, one goes on and the others wait, though not for ever: the first may
-/// be a stranger.
-async fn its_turn(machine: &Machine, stream: &impl Peer) -> Option<OwnedSemaphorePermit> {
-    stream.has_left().await;
-    if machine.identity.is_enrolled() {
-        return None;
-    }
-    let turn = Arc::clone(&machine.turn).acquire_owned();
-    tokio::time::timeout(TURN_TIMEOUT, turn).await.ok()?.ok()
-}
-
-/// What connections come through.
-trait Peer: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static {
-    /// Waits for the peer's first bytes, and says whether it will send no more than what is there already.
-    fn has_left(&self) -> impl Future<Output = bool> + Send;
-}
-
-impl Peer for TcpStream {
-    async fn has_left(&self) -> bool {
-        self.ready(Interest::READABLE).await.is_ok_and(|ready| ready.is_read_closed())
-    }
-}
-
-impl Peer for UnixStream {
-    async fn has_left(&self) -> bool {
-        self.ready(Interest::READABLE).await.is_ok_and(|ready| ready.is_read_closed())
-    }
 }
 
 async fn serve_tls<S>(machine: Arc<Machine>, tls: TlsStream<S>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    if machine.identity.is_enrolled() {
-        let service = AgentServer::new(Session::new(machine))
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        let connection =
-            http2_settings().serve_connection(TokioIo::new(tls), TowerToHyperService::new(service));
-        ended(connection.await);
-        return;
-    }
-    let Ok(channel) =
-        tls.get_ref().1.export_keying_material(Channel::default(), ENROLMENT_EXPORTER_LABEL, None)
-    else {
-        return;
-    };
-    let session = EnrolmentSession::new(machine, channel);
-    let over = session.over();
-    let service =
-        EnrolmentServer::new(session).max_decoding_message_size(ENROLMENT_MESSAGE_BYTES_MAX);
+    let service = AgentServer::new(Session::new(machine))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let connection =
         http2_settings().serve_connection(TokioIo::new(tls), TowerToHyperService::new(service));
-    let mut connection = std::pin::pin!(connection);
-    let life = tokio::time::timeout(ENROLMENT_TIMEOUT, async {
-        tokio::select! {
-            result = connection.as_mut() => return ended(result),
-            () = over.notified() => connection.as_mut().graceful_shutdown(),
-        }
-        ended(connection.await);
-    });
-    if life.await.is_err() {
-        tracing::debug!("an enrolment took too long");
-    }
+    ended(connection.await);
 }
 
 fn ended(result: Result<(), hyper::Error>) {
@@ -272,6 +272,18 @@ pub enum ListenError {
     },
 }
 
+/// Why no sessions are served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// TLS cannot be set up.
+    #[error("the agent has no identity")]
+    Identity(#[from] IdentityError),
+    /// The socket cannot be used.
+    #[error("the socket cannot be used")]
+    Socket(#[from] io::Error),
+}
+
+const UNIX_PEER: &str = "unix";
 /// Execs, log streams and calls of one pod at once.
 const STREAMS_MAX: u32 = 256;
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -279,10 +291,6 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// the connection's, so that everything else goes on.
 const CONNECTION_WINDOW: u32 = 64 * 128 * 1024 + 1024 * 1024;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection waits for one that came before it; a node waits longer for an answer.
-const TURN_TIMEOUT: Duration = Duration::from_millis(500);
-const ENROLMENT_TIMEOUT: Duration = Duration::from_secs(30);
-const ENROLMENT_MESSAGE_BYTES_MAX: usize = 32 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -306,10 +314,10 @@ mod tests {
     async fn a_socket_of_a_dead_agent_is_replaced_and_that_of_a_living_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let listen = Listen::Unix(dir.path().join("agent.sock"));
-        let first = listen.bind(None).await.unwrap();
-        assert!(matches!(listen.bind(None).await, Err(ListenError::NotBound { .. })));
+        let first = listen.bind(None).unwrap();
+        assert!(matches!(listen.bind(None), Err(ListenError::NotBound { .. })));
         drop(first);
-        listen.bind(None).await.unwrap();
+        listen.bind(None).unwrap();
         let mode = std::fs::metadata(dir.path().join("agent.sock")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }

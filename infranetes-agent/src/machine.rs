@@ -1,8 +1,9 @@
 //! What all sessions share: the identity, the container provider, and what belongs to the machine as a whole.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use infranetes_agent_protocol::v1::BindRequest;
@@ -31,8 +32,8 @@ pub struct Machine {
     pub volumes: Volumes,
     /// Whether hostname and kernel parameters are the pod's: not so for an agent that shares them with other programs.
     pub owned: bool,
-    /// Whether the machine's interfaces wait for the node's word: so where the agent is reached by a way of its own.
-    pub(crate) apart: bool,
+    /// Where its addresses come from.
+    pub(crate) interfaces: Interfaces,
     /// What the machine was bound to.
     pub(crate) binding: AsyncMutex<Option<BindRequest>>,
     /// Ids of removed containers, for those who watch.
@@ -41,10 +42,21 @@ pub struct Machine {
     pub(crate) starts: watch::Sender<u64>,
     /// A permit for each connection that may be open.
     pub(crate) places: Arc<Semaphore>,
-    /// The permit of the connection that may enrol.
-    pub(crate) turn: Arc<Semaphore>,
+    /// The protocol version that the enrolment agreed on.
+    pub(crate) first_version: OnceLock<u32>,
     shutdown: mpsc::Sender<Duration>,
     refusals: Mutex<Pace>,
+}
+
+/// Who sets the machine's interfaces up, and knows their addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Interfaces {
+    /// Somebody: the kernel is asked for the addresses.
+    Found,
+    /// The agent did, with these addresses.
+    Given(Vec<IpAddr>),
+    /// They wait for the node's word: so where the agent is reached by a way of its own.
+    Apart,
 }
 
 impl Machine {
@@ -56,7 +68,7 @@ impl Machine {
         etc: Etc,
         volumes: Volumes,
         owned: bool,
-        apart: bool,
+        interfaces: Interfaces,
     ) -> (Arc<Self>, mpsc::Receiver<Duration>) {
         let (shutdown, requests) = mpsc::channel(1);
         let machine = Self {
@@ -67,12 +79,12 @@ impl Machine {
             etc,
             volumes,
             owned,
-            apart,
+            interfaces,
             binding: AsyncMutex::new(None),
             removals: broadcast::channel(REMOVALS_MAX).0,
             starts: watch::Sender::new(0),
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX as usize)),
-            turn: Arc::new(Semaphore::new(1)),
+            first_version: OnceLock::new(),
             shutdown,
             refusals: Mutex::default(),
         };

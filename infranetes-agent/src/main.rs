@@ -60,10 +60,11 @@ fn serve(args: Args, times: BootTimes) -> Result<(), Box<dyn std::error::Error>>
             containers: Containers::from(provider),
             state: args.state,
             owned: args.place != Place::Shared,
-            control: None,
+            apart: false,
+            addresses: Vec::new(),
             times: Arc::new(times),
         };
-        let served = agent.listen().await?.serve().await;
+        let served = agent.listen()?.serve().await;
         reaper.abort();
         Ok(served?)
     })

@@ -1,6 +1,8 @@
 //! The life of an agent: listen, serve, and end in order.
 
-use std::os::fd::OwnedFd;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +12,9 @@ use tokio::sync::mpsc;
 
 use crate::identity::{Identity, IdentityError};
 use crate::invitation::Invitation;
-use crate::listener::{Listen, ListenError, Listener};
-use crate::machine::{Etc, Machine};
+use crate::listener::{Listen, ListenError, Listener, ServeError};
+use crate::machine::{Etc, Interfaces, Machine};
+use crate::meeting::{self, MeetingError};
 use crate::plugins::Containers;
 use crate::times::BootTimes;
 use crate::volumes::Volumes;
@@ -28,9 +31,11 @@ pub struct Agent {
     pub state: PathBuf,
     /// Whether hostname and kernel parameters are the pod's.
     pub owned: bool,
-    /// The network namespace in which it listens, where that is not the pods': the interfaces of the machine are then set up
-    /// as the node says when it binds it.
-    pub control: Option<OwnedFd>,
+    /// Whether it listens apart from the pods' network: the interfaces of the machine are then set up as the node says when it
+    /// binds it.
+    pub apart: bool,
+    /// The machine's own addresses; none: the kernel is asked when the node wants to know.
+    pub addresses: Vec<IpAddr>,
     /// When things happened so far.
     pub times: Arc<BootTimes>,
 }
@@ -44,24 +49,39 @@ pub struct Running {
 
 impl Agent {
     /// Listens. From now on the node may dial.
-    pub async fn listen(mut self) -> Result<Running, RunError> {
+    pub fn listen(mut self) -> Result<Running, RunError> {
         let listen =
-            self.listen.or_else(|| self.invitation.listen.take()).unwrap_or(Listen::DEFAULT);
+            self.listen.take().or_else(|| self.invitation.listen.take()).unwrap_or(Listen::DEFAULT);
+        let listener = listen.bind(None)?;
+        self.listen_on(listener, &listen)
+    }
+
+    /// Uses a socket that listens already, at this address.
+    pub fn listen_on(self, listener: Listener, address: &Listen) -> Result<Running, RunError> {
         let identity = Arc::new(Identity::new(self.invitation, Arc::clone(&self.times))?);
         let etc = Etc::prepare(self.state.join("etc")).map_err(RunError::State)?;
         let volumes = Volumes::prepare(self.state.join("volumes")).map_err(RunError::State)?;
         let times = Arc::clone(&self.times);
-        let apart = self.control.is_some();
+        let interfaces = match self.addresses {
+            _ if self.apart => Interfaces::Apart,
+            addresses if addresses.is_empty() => Interfaces::Found,
+            addresses => Interfaces::Given(addresses),
+        };
         let (machine, shutdowns) =
-            Machine::new(identity, self.containers, times, etc, volumes, self.owned, apart);
-        let listener = listen.bind(self.control).await?;
+            Machine::new(identity, self.containers, times, etc, volumes, self.owned, interfaces);
         self.times.listening();
-        tracing::info!(address = %listen, "listening");
+        tracing::info!(address = %address, "listening");
         Ok(Running { machine, listener, shutdowns })
     }
 }
 
 impl Running {
+    /// Waits for the node's first connection and what it has to say on it. Needs no runtime; without this call, serving begins
+    /// with it.
+    pub fn meet(&self) -> Result<(), RunError> {
+        Ok(meeting::meet(&self.machine, &self.listener, None)?)
+    }
+
     /// Serves until the node, or a signal, asks for the end; stops all containers then.
     pub async fn serve(self) -> Result<(), RunError> {
         let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
@@ -83,7 +103,15 @@ impl Running {
         end: impl Future<Output = Duration>,
     ) -> Result<(), RunError> {
         let machine = Arc::clone(&self.machine);
-        let mut served = std::pin::pin!(self.listener.serve(Arc::clone(&machine)));
+        let mut end = std::pin::pin!(end);
+        let listener = tokio::select! {
+            listener = met(Arc::clone(&machine), self.listener) => listener?,
+            _ = end.as_mut() => {
+                tracing::info!("stopping before anybody came");
+                return Ok(());
+            }
+        };
+        let mut served = std::pin::pin!(listener.serve(Arc::clone(&machine)));
         let grace = tokio::select! {
             result = served.as_mut() => return Ok(result?),
             Some(grace) = self.shutdowns.recv() => grace,
@@ -102,6 +130,20 @@ impl Running {
     }
 }
 
+/// The listener of an agent that met its node. The thread that waits for the node ends with this future.
+async fn met(machine: Arc<Machine>, listener: Listener) -> Result<Listener, RunError> {
+    if machine.identity.is_enrolled() {
+        return Ok(listener);
+    }
+    let (alive, watched) = UnixStream::pair().map_err(MeetingError::Sockets)?;
+    let meeting = tokio::task::spawn_blocking(move || {
+        meeting::meet(&machine, &listener, Some(&watched)).map(|()| listener)
+    });
+    let met = meeting.await.map_err(|error| MeetingError::Sockets(io::Error::other(error)))?;
+    drop(alive);
+    Ok(met?)
+}
+
 /// Why an agent does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -111,6 +153,12 @@ pub enum RunError {
     /// It cannot listen.
     #[error("the agent cannot be reached")]
     Listen(#[from] ListenError),
+    /// It cannot meet its node.
+    #[error("the agent cannot meet its node")]
+    Meeting(#[from] MeetingError),
+    /// It cannot serve.
+    #[error("the agent cannot serve its node")]
+    Serve(#[from] ServeError),
     /// The state directory cannot be used.
     #[error("the state directory cannot be used")]
     State(#[source] std::io::Error),

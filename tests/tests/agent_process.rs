@@ -72,7 +72,7 @@ async fn an_isolated_agent_is_a_machine_of_its_own_and_ends_in_order() {
     let node = TlsConnector::new(NodeCa::generate().unwrap());
     let invitation = node.invite(&sandbox()).unwrap();
     let mut agent = Agent::start(&invitation.user_data);
-    let identity = node.enrol(&agent.endpoint(), &invitation.ticket).await.unwrap();
+    let identity = node.enrol(&agent.endpoint(), &invitation.ticket).await.unwrap().identity;
     assert!(!agent.dir.path().join("user-data").exists(), "the token stayed on disk");
     let session = node.connect(&agent.endpoint(), &identity).await.unwrap();
     let own_hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();

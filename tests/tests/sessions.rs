@@ -11,6 +11,7 @@ use infranetes_agent::invitation::Invitation;
 use infranetes_agent::listener::Listen;
 use infranetes_agent::run::Agent;
 use infranetes_agent::times::BootTimes;
+use infranetes_agent_protocol::{MEETING_PROTOCOL, SESSION_PROTOCOL};
 use infranetes_core::error::FailureKind;
 use infranetes_core::ids::{ContainerId, SandboxId};
 use infranetes_core::session::duplex::{ExecStart, ProgramOutput};
@@ -49,11 +50,11 @@ impl Guest {
                 .into(),
             state: dir.path().to_owned(),
             owned: false,
-            control: None,
+            apart: false,
+            addresses: Vec::new(),
             times: Arc::new(BootTimes::starting()),
         }
         .listen()
-        .await
         .unwrap();
         let mut life = JoinSet::new();
         life.spawn(async move {
@@ -64,7 +65,7 @@ impl Guest {
     }
 
     async fn session(&self, node: &TlsConnector) -> Arc<dyn AgentSession> {
-        let identity = node.enrol(&self.endpoint, &self.ticket).await.unwrap();
+        let identity = node.enrol(&self.endpoint, &self.ticket).await.unwrap().identity;
         node.connect(&self.endpoint, &identity).await.unwrap()
     }
 }
@@ -155,6 +156,43 @@ async fn an_invited_agent_enrols_and_serves() {
     let again = node.connect(&guest.endpoint, &identity).await.unwrap();
     assert_eq!(again.hello().sandbox_id, sandbox().to_string());
     assert_eq!(again.hello().boot_id, hello.boot_id);
+}
+
+#[tokio::test]
+async fn an_enrolment_binds_at_once_and_its_session_goes_on_by_mutual_tls() {
+    let node = node();
+    let guest = Guest::boot(&node).await;
+    let enrolled = node.enrol(&guest.endpoint, &guest.ticket).await.unwrap();
+    let session = enrolled.session.unwrap();
+    assert_eq!(session.hello().sandbox_id, "");
+    session.bind(&binding()).await.unwrap();
+    // Said again, it goes the way of everything else.
+    session.bind(&binding()).await.unwrap();
+    let mut watch = session.watch().await.unwrap();
+    assert_eq!(watch.next().await.unwrap().unwrap(), WatchEvent::Snapshot(Vec::new()));
+    session.rotate_if_due().await.unwrap();
+    let again = node.connect(&guest.endpoint, &enrolled.identity).await.unwrap();
+    assert_eq!(again.hello().sandbox_id, sandbox().to_string());
+    assert_eq!(again.hello().boot_id, session.hello().boot_id);
+}
+
+#[tokio::test]
+async fn a_first_connection_that_says_anything_else_ends_and_the_node_gets_in() {
+    let node = node();
+    let guest = Guest::boot(&node).await;
+    let socket = guest.endpoint.strip_prefix("unix://").unwrap();
+    // A length beyond all bounds; no message; a binding before its time: field 3, a message with a sandbox.
+    for words in [&[0xff, 0xff, 0xff, 0xff][..], &[0, 0, 0, 0], b"\0\0\0\x05\x1a\x03\x0a\x01s"] {
+        let config = infranetes_tests::anonymous::tls(MEETING_PROTOCOL);
+        let stream = UnixStream::connect(socket).await.unwrap();
+        let name = "any.agent.infranetes".try_into().unwrap();
+        let mut tls = tokio_rustls::TlsConnector::from(config).connect(name, stream).await.unwrap();
+        tls.write_all(words).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = timeout(Duration::from_secs(20), tls.read_to_end(&mut answer)).await.unwrap();
+        assert!(answer.len() < 100, "a refusal at most: {answer:?}");
+    }
+    guest.session(&node).await;
 }
 
 #[tokio::test]
@@ -350,7 +388,7 @@ async fn a_forged_token_enrols_nobody_and_the_true_one_still_works() {
     let guest = Guest::boot(&node).await;
     let forged = Ticket { token: vec![0; 32], ..guest.ticket.clone() };
     for _ in 0..20 {
-        untrusted(node.enrol(&guest.endpoint, &forged).await, "the proof does not fit");
+        untrusted(node.enrol(&guest.endpoint, &forged).await.map(drop), "the proof does not fit");
     }
     guest.session(&node).await;
 }
@@ -359,9 +397,9 @@ async fn a_forged_token_enrols_nobody_and_the_true_one_still_works() {
 async fn a_node_with_another_ca_gets_nothing() {
     let (ours, stranger) = (node(), node());
     let guest = Guest::boot(&ours).await;
-    untrusted(stranger.enrol(&guest.endpoint, &guest.ticket).await, "refused this node");
-    let identity = ours.enrol(&guest.endpoint, &guest.ticket).await.unwrap();
-    untrusted(stranger.enrol(&guest.endpoint, &guest.ticket).await, "refused this node");
+    untrusted(stranger.enrol(&guest.endpoint, &guest.ticket).await.map(drop), "refused this node");
+    let identity = ours.enrol(&guest.endpoint, &guest.ticket).await.unwrap().identity;
+    untrusted(stranger.enrol(&guest.endpoint, &guest.ticket).await.map(drop), "refused this node");
     untrusted(stranger.connect(&guest.endpoint, &identity).await, "certificate");
 }
 
@@ -386,7 +424,7 @@ async fn a_client_without_a_certificate_gets_nothing() {
 
 /// TLS as it should be, but for the client certificate.
 async fn anonymous_call_fails(socket: &std::path::Path) -> bool {
-    let config = infranetes_tests::anonymous::tls();
+    let config = infranetes_tests::anonymous::tls(SESSION_PROTOCOL);
     let stream = UnixStream::connect(socket).await.unwrap();
     let name = "any.agent.infranetes".try_into().unwrap();
     match tokio_rustls::TlsConnector::from(config).connect(name, stream).await {
@@ -405,10 +443,11 @@ async fn anonymous_call_fails(socket: &std::path::Path) -> bool {
 async fn an_answer_that_got_lost_does_not_lock_the_node_out() {
     let node = node();
     let guest = Guest::boot(&node).await;
-    let first = node.enrol(&guest.endpoint, &guest.ticket).await.unwrap();
+    let first = node.enrol(&guest.endpoint, &guest.ticket).await.unwrap().identity;
     // The node crashed before it recorded that; the token is spent, and not needed.
     let spent = Ticket { token: vec![0; 32], ..guest.ticket.clone() };
-    assert_eq!(node.enrol(&guest.endpoint, &spent).await.unwrap(), first);
+    let again = node.enrol(&guest.endpoint, &spent).await.unwrap();
+    assert!(again.identity == first && again.session.is_none());
     node.connect(&guest.endpoint, &first).await.unwrap();
 }
 
@@ -420,7 +459,7 @@ async fn an_agent_of_another_name_is_not_taken_for_ours() {
     two.session(&node).await;
     let other = AgentIdentity { agent_name: two.ticket.agent_name.clone() };
     untrusted(node.connect(&one.endpoint, &other).await, "certificate");
-    untrusted(node.enrol(&one.endpoint, &two.ticket).await, "refused");
+    untrusted(node.enrol(&one.endpoint, &two.ticket).await.map(drop), "refused");
 }
 
 #[tokio::test]
@@ -428,7 +467,7 @@ async fn an_expired_certificate_does_not_count() {
     let ca = NodeCa::generate().unwrap();
     let node = TlsConnector::with_certificate_life(ca, Duration::from_secs(3));
     let guest = Guest::boot(&node).await;
-    let identity = node.enrol(&guest.endpoint, &guest.ticket).await.unwrap();
+    let identity = node.enrol(&guest.endpoint, &guest.ticket).await.unwrap().identity;
     let open = node.connect(&guest.endpoint, &identity).await.unwrap();
     let end = SystemTime::now() + Duration::from_secs(30);
     let refused = loop {
@@ -486,7 +525,7 @@ async fn nobody_there_is_not_yet() {
         assert!(matches!(result, Err(SessionError::NotYet { .. })), "{endpoint}: {result:?}");
     }
     // An enrolment is patient: it asks for some seconds before it says so.
-    let result = node.enrol(&forwarded, &ticket).await;
+    let result = node.enrol(&forwarded, &ticket).await.map(drop);
     assert!(matches!(result, Err(SessionError::NotYet { .. })), "{result:?}");
     forwarder.abort();
     assert!(matches!(node.connect("x", &identity).await, Err(SessionError::Local { .. })));
@@ -497,7 +536,7 @@ async fn logs_and_watch_go_on_after_a_cut_without_loss_or_repetition() {
     let node = node();
     let guest = Guest::boot(&node).await;
     let wire = Wire::lay(&guest.endpoint).await;
-    let identity = node.enrol(&wire.endpoint, &guest.ticket).await.unwrap();
+    let identity = node.enrol(&wire.endpoint, &guest.ticket).await.unwrap().identity;
     let session = node.connect(&wire.endpoint, &identity).await.unwrap();
     let id = container();
     session.create_container(&id, &plan()).await.unwrap();

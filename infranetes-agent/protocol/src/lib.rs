@@ -17,6 +17,15 @@ pub const PROTOCOL: u32 = 1;
 /// The oldest version of the protocol that this crate still serves.
 pub const OLDEST_PROTOCOL: u32 = 1;
 
+/// TLS application protocol (ALPN) of the first connection to a machine, which enrols its agent.
+pub const MEETING_PROTOCOL: &[u8] = b"infranetes-meeting/1";
+
+/// TLS application protocol of every later connection: HTTP/2, for gRPC.
+pub const SESSION_PROTOCOL: &[u8] = b"h2";
+
+/// The most bytes that a message of the first connection may have, in either direction.
+pub const MEETING_MESSAGE_BYTES_MAX: usize = 32 * 1024;
+
 /// TLS exporter label that binds an enrolment to its connection (RFC 5705); 32 bytes, no context.
 pub const ENROLMENT_EXPORTER_LABEL: &[u8] = b"EXPORTER-infranetes-enrolment";
 
@@ -33,6 +42,7 @@ pub const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 #[expect(
     missing_docs,
     clippy::allow_attributes,
+    clippy::large_enum_variant,
     clippy::allow_attributes_without_reason,
     reason = "generated from the commented definitions"
 )]

@@ -1,14 +1,17 @@
 //! The console: where the kernel's own lines go, and ours.
 
 use std::fs::OpenOptions;
-use std::io;
+use std::io::{self, IsTerminal};
 
 use nix::mount::{MsFlags, mount};
 use nix::sys::termios::tcdrain;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
-/// Makes the console standard input, output and error. The kernel does that only where the initramfs has the device file.
+/// Makes the console standard input, output and error. The kernel did where the initramfs has the device file.
 pub(super) fn open() -> io::Result<()> {
+    if io::stderr().is_terminal() {
+        return Ok(());
+    }
     let none: Option<&str> = None;
     std::fs::create_dir_all("/dev")?;
     mount(Some("dev"), "/dev", Some("devtmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, none)

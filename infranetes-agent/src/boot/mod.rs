@@ -1,7 +1,7 @@
 //! The agent as the first process of a guest: file systems, modules, network, user-data; and at the end, power.
 //!
-//! Everything here is done once, in order, before anything else runs, on a CPU that may be emulated: what can wait is left
-//! for later, and what only waits is done in a thread beside.
+//! Everything here is done once, in order, before anything else runs, on a CPU that may be emulated, where code costs most the
+//! first time it runs: what can wait until the first container is left until then, and nothing waits for something else.
 
 mod command_line;
 mod console;
@@ -13,16 +13,15 @@ mod power;
 mod user_data;
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
 
 use infranetes_sdk::ContainerProvider;
 use tracing::level_filters::LevelFilter;
 
 use crate::invitation::{Invitation, InvitationError};
 use crate::lines::{self, chain};
+use crate::listener::Listen;
 use crate::plugins::{Containers, PluginError};
 use crate::run::{Agent, RunError};
 use crate::times::BootTimes;
@@ -48,53 +47,59 @@ pub fn run(times: BootTimes) -> ! {
         Ok(Err(error)) => eprintln!("infranetes: the machine did not start: {}", chain(&error)),
         Err(_) => eprintln!("infranetes: the agent had a defect; the machine ends"),
     }
+    lines::release();
     power::off()
 }
 
 fn boot(times: BootTimes) -> Result<(), BootError> {
-    let modules = Arc::new(Modules::of_running_kernel().map_err(BootError::Kernel)?);
-    // The longest wait of a boot; nothing below needs it before the network does.
-    let network = beside(&modules, "network", modules::NETWORK);
+    let modules = Modules::of_running_kernel().map_err(BootError::Kernel)?;
     mounts::prepare().map_err(BootError::Mounts)?;
     let command_line = CommandLine::read().map_err(BootError::CommandLine)?;
     lines::start(command_line.log().unwrap_or(LevelFilter::INFO));
+    lines::hold();
     power::keep_for_us();
-    tracing::debug!(started_us = times.started_us(), "file systems are mounted");
     let invitation = Invitation::parse(&user_data::read(&modules)?)?;
     let address = command_line.ip().map(StaticAddress::parse).transpose()?;
     let control = command_line.control().map(Control::parse).transpose()?;
-    joined(network)?;
-    tracing::debug!("network modules are loaded");
+    plugins::make_private_dir(Path::new(STATE)).map_err(BootError::Mounts)?;
+    let listen = invitation.listen.clone().unwrap_or(Listen::DEFAULT);
+    // A node that waits has dialled before, and its words are delivered as soon as there is a network: there has to be a
+    // listener by then. One on an address of the network, or in a namespace that is made with it, has to wait for it.
+    let early = control.is_none() && listen.needs_no_address();
+    let early = early.then(|| listen.bind(None)).transpose().map_err(RunError::from)?;
+    modules.load(modules::NETWORK)?;
     let control = control.map(Control::set_up).transpose().map_err(BootError::Network)?;
-    connect(address.as_ref(), control.is_some())?;
+    let apart = control.is_some();
+    connect(address.as_ref(), apart)?;
     tracing::debug!("the network is up");
-    serve(invitation, times, modules, control)
-}
-
-fn beside(
-    modules: &Arc<Modules>,
-    name: &str,
-    wanted: &'static [&'static str],
-) -> io::Result<thread::JoinHandle<Result<(), ModuleError>>> {
-    let modules = Arc::clone(modules);
-    thread::Builder::new().name(name.to_owned()).spawn(move || modules.load(wanted))
-}
-
-fn joined(
-    thread: io::Result<thread::JoinHandle<Result<(), ModuleError>>>,
-) -> Result<(), BootError> {
-    match thread.map_err(BootError::Kernel)?.join() {
-        Ok(loaded) => Ok(loaded?),
-        Err(_) => Err(BootError::Kernel(io::Error::other("the thread that loads modules died"))),
-    }
+    let listener = match early {
+        Some(listener) => listener,
+        None => listen.bind(control).map_err(RunError::from)?,
+    };
+    let agent = Agent {
+        invitation,
+        listen: None,
+        containers: Containers::later(containers(modules)),
+        state: PathBuf::from(STATE),
+        owned: true,
+        apart,
+        addresses: address.map(|address| address.address.into()).into_iter().collect(),
+        times: Arc::new(times),
+    };
+    let running = agent.listen_on(listener, &listen)?;
+    running.meet()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(BootError::Kernel)?;
+    Ok(runtime.block_on(running.serve())?)
 }
 
 /// Without an address the machine has its link-local ones, and a node that reaches it there. With a way to the agent that is
 /// apart, the rest waits until the node says what it is to be.
 fn connect(address: Option<&StaticAddress>, apart: bool) -> Result<(), BootError> {
-    network::loopback_up().map_err(BootError::Network)?;
     if apart {
-        return Ok(());
+        return network::loopback_up().map_err(BootError::Network);
     }
     let Some(interface) = network::first_interface() else {
         return match address {
@@ -112,39 +117,16 @@ fn connect(address: Option<&StaticAddress>, apart: bool) -> Result<(), BootError
     }
 }
 
-fn serve(
-    invitation: Invitation,
-    times: BootTimes,
-    modules: Arc<Modules>,
-    control: Option<OwnedFd>,
-) -> Result<(), BootError> {
-    let state = PathBuf::from(STATE);
-    plugins::make_private_dir(&state).map_err(BootError::Mounts)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(BootError::Kernel)?;
-    runtime.block_on(async {
-        let reaper = tokio::spawn(reaper::run());
-        let agent = Agent {
-            invitation,
-            listen: None,
-            containers: Containers::later(containers(modules)),
-            state,
-            owned: true,
-            control,
-            times: Arc::new(times),
-        };
-        let served = agent.listen().await?.serve().await;
-        reaper.abort();
-        Ok(served?)
-    })
-}
-
-/// What a pod needs before its first container, and no sooner: loading it takes longer than all the agent's other steps.
-async fn containers(modules: Arc<Modules>) -> Result<Arc<dyn ContainerProvider>, BootError> {
-    let overlay = tokio::task::spawn_blocking(move || modules.load(modules::CONTAINERS));
-    overlay.await.map_err(|error| BootError::Kernel(io::Error::other(error)))??;
+/// What a pod needs before its first container, and no sooner: it takes longer than all the agent's other steps.
+async fn containers(modules: Modules) -> Result<Arc<dyn ContainerProvider>, BootError> {
+    let prepared = tokio::task::spawn_blocking(move || {
+        lines::release();
+        network::loopback_up().map_err(BootError::Network)?;
+        mounts::complete().map_err(BootError::Mounts)?;
+        Ok::<_, BootError>(modules.load(modules::CONTAINERS)?)
+    });
+    prepared.await.map_err(|error| BootError::Kernel(io::Error::other(error)))??;
+    tokio::spawn(reaper::run());
     Ok(plugins::load(Path::new(PLUGINS), &Path::new(STATE).join("plugins")).await?)
 }
 

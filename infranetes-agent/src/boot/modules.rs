@@ -1,6 +1,5 @@
 //! Kernel modules, loaded from the image in the order of their dependencies.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,9 +27,9 @@ impl Modules {
         let release = nix::sys::utsname::uname()?.release().to_owned();
         let dir = Path::new("/lib/modules").join(release);
         let index = match std::fs::read_to_string(dir.join("modules.dep")) {
-            Ok(text) => Index::parse(&text),
+            Ok(text) => Index(text),
             // An image for a kernel that has everything built in.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Index::default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Index(String::new()),
             Err(error) => return Err(error),
         };
         Ok(Self { dir, index })
@@ -52,31 +51,23 @@ impl Modules {
 }
 
 /// modules.dep: `PATH: PATH…`, the nearest dependency first.
-#[derive(Default)]
-struct Index {
-    by_name: HashMap<String, Vec<String>>,
-}
+struct Index(String);
 
 impl Index {
-    fn parse(text: &str) -> Self {
-        let line = |line: &str| {
-            let (path, needs) = line.split_once(':')?;
-            let chain = std::iter::once(path).chain(needs.split_whitespace()).map(str::to_owned);
-            Some((module_name(path)?, chain.collect()))
-        };
-        Self { by_name: text.lines().filter_map(line).collect() }
-    }
-
     /// Paths of a module and its dependencies, in the order in which they have to be loaded.
     fn in_order(&self, name: &str) -> impl Iterator<Item = &str> {
-        self.by_name.get(name).into_iter().flatten().rev().map(String::as_str)
+        let mut lines = self.0.lines().filter_map(|line| line.split_once(':'));
+        let line = lines.find(|(path, _)| is_module(path, name));
+        let paths = line.map(|(path, needs)| needs.split_whitespace().rev().chain([path]));
+        paths.into_iter().flatten()
     }
 }
 
-/// In file names, `-` and `_` are the same.
-fn module_name(path: &str) -> Option<String> {
-    let file = path.rsplit('/').next()?;
-    Some(file.strip_suffix(".ko")?.replace('-', "_"))
+/// Whether a path is that of a module. In file names, `-` and `_` are the same.
+fn is_module(path: &str, name: &str) -> bool {
+    let file = path.rsplit('/').next().unwrap_or_default();
+    let plain = |letter| if letter == b'-' { b'_' } else { letter };
+    file.strip_suffix(".ko").is_some_and(|file| file.bytes().map(plain).eq(name.bytes()))
 }
 
 /// A module that could not be loaded.
@@ -94,11 +85,12 @@ mod tests {
 
     #[test]
     fn dependencies_are_loaded_first() {
-        let index = Index::parse(
+        let index = Index(
             "kernel/drivers/virtio/virtio.ko: kernel/drivers/virtio/virtio_ring.ko\n\
              kernel/net/core/net-failover.ko: kernel/net/core/failover.ko\n\
              kernel/drivers/virtio/virtio_ring.ko:\n\
-             not a line\n",
+             not a line\n"
+                .to_owned(),
         );
         let order = |name| index.in_order(name).collect::<Vec<_>>();
         assert_eq!(

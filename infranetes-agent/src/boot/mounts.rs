@@ -8,24 +8,26 @@ use nix::unistd::{chdir, chroot};
 
 use super::console::already;
 
-/// Mounts everything, with the console's device file system in place already.
+/// Mounts what the agent itself needs to meet its node.
 pub(super) fn prepare() -> io::Result<()> {
-    let programs = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    let data = programs | MsFlags::MS_NOEXEC;
     leave_initial_root()?;
-    file_system("proc", "/proc", data, "")?;
-    file_system("sysfs", "/sys", data, "")?;
+    file_system("proc", "/proc", DATA, "")?;
+    file_system("sysfs", "/sys", DATA, "")?;
+    // Layers are unpacked below it and run from there.
+    file_system("tmpfs", "/run", PROGRAMS, "mode=755,size=90%")?;
+    std::fs::create_dir_all("/etc")
+}
+
+/// Mounts the rest, before the first container.
+pub(super) fn complete() -> io::Result<()> {
     let devices = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     file_system("devtmpfs", "/dev", devices, "")?;
     file_system("devpts", "/dev/pts", devices, "gid=5,mode=620,ptmxmode=666")?;
-    file_system("tmpfs", "/dev/shm", programs, "mode=1777")?;
-    file_system("mqueue", "/dev/mqueue", data, "")?;
-    // Layers are unpacked below it and run from there.
-    file_system("tmpfs", "/run", programs, "mode=755,size=90%")?;
-    file_system("tmpfs", "/tmp", programs, "mode=1777")?;
-    file_system("cgroup2", "/sys/fs/cgroup", data, "nsdelegate")?;
-    enable_controllers(Path::new("/sys/fs/cgroup"))?;
-    std::fs::create_dir_all("/etc")
+    file_system("tmpfs", "/dev/shm", PROGRAMS, "mode=1777")?;
+    file_system("mqueue", "/dev/mqueue", DATA, "")?;
+    file_system("tmpfs", "/tmp", PROGRAMS, "mode=1777")?;
+    file_system("cgroup2", "/sys/fs/cgroup", DATA, "nsdelegate")?;
+    enable_controllers(Path::new("/sys/fs/cgroup"))
 }
 
 /// The initial root file system has no mount above it, so that pivot_root refuses to leave it. The same files, mounted once
@@ -56,3 +58,5 @@ fn enable_controllers(root: &Path) -> io::Result<()> {
 }
 
 const NEW_ROOT: &str = "/.root";
+const PROGRAMS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
+const DATA: MsFlags = PROGRAMS.union(MsFlags::MS_NOEXEC);

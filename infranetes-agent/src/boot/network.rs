@@ -5,6 +5,8 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
+use nix::net::if_::if_nametoindex;
+
 use crate::netlink::{Netlink, Prefix, Route};
 
 /// The machine's address, as the command line gives it: `ADDRESS/PREFIX,GATEWAY[,DNS…]`.
@@ -53,6 +55,10 @@ pub fn loopback_up() -> io::Result<()> {
 
 /// The index of the machine's first interface that is not loopback, if there is one.
 pub fn first_interface() -> Option<u32> {
+    // Nearly always; looking through them all takes an emulated CPU a while.
+    if let Ok(index) = if_nametoindex("eth0") {
+        return Some(index);
+    }
     let entries = std::fs::read_dir("/sys/class/net").ok()?;
     let index = |name: std::ffi::OsString| -> Option<u32> {
         let path = std::path::Path::new("/sys/class/net").join(name).join("ifindex");
@@ -62,12 +68,14 @@ pub fn first_interface() -> Option<u32> {
     indices.filter(|index| *index != LOOPBACK).min()
 }
 
-/// Brings an interface up, and gives it its address and the machine its way out.
+/// Gives an interface its address, brings it up, and gives the machine its way out.
 pub fn configure(interface: u32, address: &StaticAddress) -> io::Result<()> {
     let mut netlink = Netlink::open()?;
-    netlink.link_up(interface)?;
     let own = Prefix { ip: address.address.into(), length: address.prefix };
+    // In this order, because whoever asked for the address before may have its question delivered at once when the interface
+    // is up, and asks again only after a while.
     netlink.add_address(interface, own, true)?;
+    netlink.link_up(interface)?;
     let default = Route {
         destination: Prefix { ip: Ipv4Addr::UNSPECIFIED.into(), length: 0 },
         gateway: Some(address.gateway.into()),

@@ -8,26 +8,47 @@ use tonic::Status;
 
 use crate::interfaces::Layout;
 use crate::lines::chain;
-use crate::machine::{HOSTNAME, HOSTS, LOCAL_HOSTS, Machine, RESOLV_CONF};
+use crate::machine::{HOSTNAME, HOSTS, Interfaces, LOCAL_HOSTS, Machine, RESOLV_CONF};
 
 /// Binds the machine. The same request again does the same again; another sandbox is refused.
 pub(super) async fn bind(machine: &Machine, request: BindRequest) -> Result<BindResponse, Status> {
+    take(machine, &mut *machine.binding.lock().await, request)
+}
+
+/// Binds a machine that nobody else can bind meanwhile: it serves no sessions yet.
+pub(crate) fn bind_first(machine: &Machine, request: BindRequest) -> Result<BindResponse, Status> {
+    let mut bound = machine
+        .binding
+        .try_lock()
+        .map_err(|_| Status::aborted("the machine is being bound already"))?;
+    take(machine, &mut bound, request)
+}
+
+fn take(
+    machine: &Machine,
+    bound: &mut Option<BindRequest>,
+    request: BindRequest,
+) -> Result<BindResponse, Status> {
     check(&request)?;
-    let mut bound = machine.binding.lock().await;
     if let Some(other) = bound.as_ref().filter(|other| other.sandbox_id != request.sandbox_id) {
         return Err(Status::already_exists(format!(
             "this machine serves sandbox {}",
             other.sandbox_id
         )));
     }
-    if let Some(network) = request.network.as_ref().filter(|_| machine.apart) {
+    if let Some(network) =
+        request.network.as_ref().filter(|_| machine.interfaces == Interfaces::Apart)
+    {
         // What containers may have changed since is theirs.
         let before = bound.as_ref().and_then(|before| before.network.as_ref());
         if before != Some(network) {
             lay_out(network)?;
         }
     }
-    let ips = addresses();
+    let ips = match &machine.interfaces {
+        Interfaces::Given(ips) => ips.iter().map(ToString::to_string).collect(),
+        Interfaces::Found | Interfaces::Apart => addresses(),
+    };
     apply(machine, &request, &ips)?;
     if bound.is_none() {
         tracing::info!(

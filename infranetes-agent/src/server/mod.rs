@@ -5,7 +5,6 @@ mod binding;
 mod containers;
 mod convert;
 mod credit;
-mod enrolment;
 mod exec;
 mod hello;
 mod images;
@@ -39,8 +38,9 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::identity::PendingKey;
 use crate::machine::Machine;
 
+pub(crate) use binding::bind_first;
 pub(crate) use containers::stop_all;
-pub(crate) use enrolment::EnrolmentSession;
+pub(crate) use hello::first_hello;
 
 /// One session of an enrolled agent: what was said on one connection.
 pub(crate) struct Session {
@@ -56,9 +56,9 @@ impl Session {
         Self { machine, version: OnceLock::new(), rotation: Mutex::new(None) }
     }
 
-    /// The machine, once hello was said.
+    /// The machine, once hello was said: on this connection or, for the first session, at the enrolment.
     fn machine(&self) -> Result<&Arc<Machine>, Status> {
-        match self.version.get() {
+        match self.version.get().or(self.machine.first_version.get()) {
             Some(_) => Ok(&self.machine),
             None => Err(Status::failed_precondition("a session starts with Hello")),
         }

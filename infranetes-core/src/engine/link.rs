@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::TryFutureExt;
 use futures::stream::BoxStream;
 use infranetes_sdk::{ErrorKind, RetryAdvice};
 use tokio::time::{Instant, sleep, timeout};
@@ -18,7 +19,9 @@ use crate::engine::timeouts::{
 };
 use crate::error::{Cause, FailureKind};
 use crate::ids::SandboxId;
-use crate::session::{AgentIdentity, AgentSession, Binding, Bound, SessionError, WatchEvent};
+use crate::session::{
+    AgentIdentity, AgentSession, Binding, Bound, Enrolled, SessionError, WatchEvent,
+};
 use crate::spec::Dns;
 
 /// A session, and who it is with.
@@ -89,9 +92,12 @@ impl Dialler<'_> {
         }
         let refused =
             match bounded(AGENT_DIAL, connector.enrol(endpoint, &self.machine.ticket)).await {
-                Ok(identity) => {
+                Ok(Enrolled { identity, session }) => {
                     self.maybe_enrolled = true;
-                    return connected(self.node, endpoint, identity).await;
+                    return match session {
+                        Some(session) => Ok(Opened { identity, session }),
+                        None => connected(self.node, endpoint, identity).await,
+                    };
                 }
                 Err(error) => error,
             };
@@ -144,8 +150,7 @@ pub(crate) async fn bind(
     };
     let once = async {
         let bound = session.bind(&binding).await?;
-        let events = session.watch().await?;
-        Ok(Taken { bound, events })
+        Ok(Taken { bound, events: watched(session) })
     };
     bounded(limit, once).await
 }
@@ -157,6 +162,11 @@ fn dns(life: &Life) -> Dns {
         silent if *silent == Dns::default() => of_network.unwrap_or_default(),
         said => said.clone(),
     }
+}
+
+/// What the agent tells by itself, asked for when it is first waited for: the sandbox is ready without it.
+fn watched(session: Arc<dyn AgentSession>) -> BoxStream<'static, Result<WatchEvent, SessionError>> {
+    Box::pin(async move { bounded(AGENT_CALL, session.watch()).await }.try_flatten_stream())
 }
 
 /// Looks again and again whether the agent's certificate is due for another, for as long as the session lasts.

@@ -32,10 +32,10 @@ pub trait AgentConnector: Send + Sync + 'static {
     fn invite(&self, sandbox: &SandboxId) -> Result<Invitation, SessionError>;
 
     /// Enrols the agent at `endpoint` by the ticket. A ticket works once: on success the identity has to be recorded, and
-    /// [`AgentConnector::connect`] is what follows, also after a restart.
+    /// [`AgentConnector::connect`] is what follows where no session came with it, also after a restart.
     ///
     /// Fails with [`SessionError::NotYet`] while nobody answers there: the caller goes on asking until its own deadline.
-    async fn enrol(&self, endpoint: &str, ticket: &Ticket) -> Result<AgentIdentity, SessionError>;
+    async fn enrol(&self, endpoint: &str, ticket: &Ticket) -> Result<Enrolled, SessionError>;
 
     /// Opens a session to an agent that is enrolled; says hello.
     async fn connect(
@@ -66,6 +66,14 @@ impl std::fmt::Debug for Ticket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Ticket").field("agent_name", &self.agent_name).finish_non_exhaustive()
     }
+}
+
+/// What an enrolment gives.
+pub struct Enrolled {
+    /// Who the agent is.
+    pub identity: AgentIdentity,
+    /// A session that is open already. Its first call should be `bind`, and soon.
+    pub session: Option<Arc<dyn AgentSession>>,
 }
 
 /// Who an enrolled agent is. Durable; not secret.

@@ -18,8 +18,8 @@ use infranetes_core::session::duplex::{
 };
 use infranetes_core::session::{
     AgentConnector, AgentHello, AgentIdentity, AgentSession, Binding, Bound, ContainerPlan,
-    ExecRequest, ExecResult, Invitation, LayerSource, LogSource, MachineImage, MachineUsage,
-    ObservedState, SessionError, Ticket, WatchEvent,
+    Enrolled, ExecRequest, ExecResult, Invitation, LayerSource, LogSource, MachineImage,
+    MachineUsage, ObservedState, SessionError, Ticket, WatchEvent,
 };
 use infranetes_core::spec::ContainerResources;
 use infranetes_core::stats::StatsSample;
@@ -199,7 +199,7 @@ impl AgentConnector for SimConnector {
         Ok(Invitation { user_data: token, ticket })
     }
 
-    async fn enrol(&self, endpoint: &str, ticket: &Ticket) -> Result<AgentIdentity, SessionError> {
+    async fn enrol(&self, endpoint: &str, ticket: &Ticket) -> Result<Enrolled, SessionError> {
         let fleet = &self.fleet;
         fleet.seams.pass("agent: before enrol").await;
         fleet.travel().await;
@@ -217,7 +217,14 @@ impl AgentConnector for SimConnector {
         });
         fleet.seams.pass("agent: after enrol").await;
         match problem {
-            None => Ok(AgentIdentity { agent_name: ticket.agent_name.clone() }),
+            None => {
+                let identity = AgentIdentity { agent_name: ticket.agent_name.clone() };
+                // Some enrolments leave a session open, and some agents are met again.
+                let stays = fleet.draw(2) == 0;
+                let session =
+                    if stays { self.connect(endpoint, &identity).await.ok() } else { None };
+                Ok(Enrolled { identity, session })
+            }
             Some(problem) => Err(SessionError::Untrusted {
                 endpoint: endpoint.to_owned(),
                 problem: problem.to_owned(),

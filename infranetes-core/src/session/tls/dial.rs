@@ -212,11 +212,32 @@ impl std::fmt::Display for Endpoint {
 pub(super) async fn channel(tls: Tls) -> Result<Channel, tonic::transport::Error> {
     let mut once = Some(tls);
     let connector = tower::service_fn(move |_: http::Uri| {
-        let tls = once.take().ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotConnected, "the connection to the agent is closed")
-        });
+        let tls = once.take().ok_or_else(closed);
         async move { tls.map(TokioIo::new) }
     });
+    http2().connect_with_connector(connector).await
+}
+
+/// As [`channel`], on a connection that is dialled when the channel is first used.
+pub(super) fn channel_later(
+    dial: impl Future<Output = Result<Tls, SessionError>> + Send + 'static,
+) -> Channel {
+    let mut once = Some(dial);
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let dial = once.take();
+        async move {
+            let tls = dial.ok_or_else(closed)?.await.map_err(io::Error::other)?;
+            Ok::<_, io::Error>(TokioIo::new(tls))
+        }
+    });
+    http2().connect_with_connector_lazy(connector)
+}
+
+fn closed() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "the connection to the agent is closed")
+}
+
+fn http2() -> tonic::transport::Endpoint {
     tonic::transport::Endpoint::from_static("http://agent")
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
@@ -224,8 +245,6 @@ pub(super) async fn channel(tls: Tls) -> Result<Channel, tonic::transport::Error
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .http2_max_header_list_size(16 * 1024)
-        .connect_with_connector(connector)
-        .await
 }
 
 /// What waits unread of one stream. 64 streams may have a reader who never reads (`duplex`); that much and a little more is
@@ -238,12 +257,11 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long one call waits for a booting machine.
 const PATIENCE: Duration = Duration::from_secs(5);
 const RETRY_AFTER: Duration = Duration::from_millis(20);
-/// What a boot waits for at most once its agent listens. An attempt costs next to nothing on either side, because an agent that is
-/// not enrolled answers one of them at a time.
-const HEDGE_AFTER: Duration = Duration::from_millis(40);
+/// An attempt that hangs usually waits for the machine's network, and is heard as soon as there is one; some are lost.
+const HEDGE_AFTER: Duration = Duration::from_millis(200);
 /// How long an attempt at a booting machine may hang without a word.
 const SILENCE: Duration = Duration::from_secs(1);
-const ATTEMPTS_MAX: usize = 24;
+const ATTEMPTS_MAX: usize = 8;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 

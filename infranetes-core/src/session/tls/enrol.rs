@@ -1,26 +1,30 @@
-//! Inviting an agent and enrolling it. See the protocol's `Enrolment` for what the proofs cover, and why.
+//! Inviting an agent and enrolling it. See the protocol's `MeetingRequest` for what the proofs cover, and why.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
-use infranetes_agent_protocol::v1::enrolment_client::EnrolmentClient;
+use infranetes_agent_protocol::v1::meeting_answer::Answer;
+use infranetes_agent_protocol::v1::meeting_request::Request;
 use infranetes_agent_protocol::v1::{
     BeginEnrolmentRequest, BeginEnrolmentResponse, CompleteEnrolmentRequest,
 };
 use infranetes_agent_protocol::{
-    AGENT_PROOF_PREFIX, ENROLMENT_EXPORTER_LABEL, NODE_PROOF_PREFIX, USER_DATA_VERSION, UserData,
+    AGENT_PROOF_PREFIX, ENROLMENT_EXPORTER_LABEL, MEETING_PROTOCOL, NODE_PROOF_PREFIX,
+    USER_DATA_VERSION, UserData,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::{digest, hmac};
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName};
+use tonic::Code;
 use zeroize::Zeroize;
 
-use super::dial::{Endpoint, channel};
-use super::failure::{tls_problem, within};
+use super::dial::Endpoint;
+use super::failure::tls_problem;
+use super::meeting::{Meeting, MeetingError};
+use super::session::{checked_hello, hello_request, version_mismatch};
 use super::trust::{NodeTrust, local};
-use crate::error::FailureKind;
-use crate::session::{AgentIdentity, Invitation, SessionError, Ticket};
+use crate::session::{AgentHello, AgentIdentity, Invitation, SessionError, Ticket};
 
 /// A name of its own for every invitation, and a fresh token.
 pub(super) fn invite(trust: &NodeTrust) -> Result<Invitation, SessionError> {
@@ -44,18 +48,37 @@ pub(super) fn invite(trust: &NodeTrust) -> Result<Invitation, SessionError> {
     Ok(Invitation { user_data, ticket: Ticket { agent_name, token } })
 }
 
+/// An agent that belongs to this node now.
+pub(super) struct Met {
+    pub(super) identity: AgentIdentity,
+    /// What follows on the same connection; `None` if it had enrolled before.
+    pub(super) first: Option<First>,
+}
+
+/// The connection on which an agent enrolled, and what came of it.
+pub(super) struct First {
+    pub(super) meeting: Meeting,
+    pub(super) hello: AgentHello,
+    pub(super) certificate: CertificateDer<'static>,
+}
+
 /// Enrols. An agent that has a certificate of ours for this name enrolled before, and the answer got lost: that is success.
 pub(super) async fn enrol(
     trust: &Arc<NodeTrust>,
     endpoint: &Endpoint,
     ticket: &Ticket,
-) -> Result<AgentIdentity, SessionError> {
+) -> Result<Met, SessionError> {
     let name = server_name(&ticket.agent_name)?;
     let (config, anybody) = trust.enrolling()?;
     let tls = endpoint.dial_booting(&Arc::new(config), &name).await?;
     let identity = AgentIdentity { agent_name: ticket.agent_name.clone() };
-    if anybody.is_ours() {
-        return Ok(identity);
+    if tls.get_ref().1.alpn_protocol() != Some(MEETING_PROTOCOL) {
+        return match anybody.is_ours() {
+            true => Ok(Met { identity, first: None }),
+            false => Err(endpoint.untrusted(
+                "it refused this node: it is enrolled already, and not as the agent of this ticket",
+            )),
+        };
     }
     let keys = tls
         .get_ref()
@@ -63,14 +86,13 @@ pub(super) async fn enrol(
         .export_keying_material([0_u8; 32], ENROLMENT_EXPORTER_LABEL, None)
         .map_err(|cause| local("export keying material", cause))?;
     let proofs = Proofs { token: hmac::Key::new(hmac::HMAC_SHA256, &ticket.token), channel: keys };
-    let channel = channel(tls).await.map_err(|cause| lost(endpoint, cause))?;
-    let mut client = EnrolmentClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let mut meeting = Meeting::new(tls);
 
     let begin = BeginEnrolmentRequest { node_proof: proofs.node() };
-    let begun = within(CALL_TIMEOUT, client.begin(begin))
-        .await
-        .map_err(|error| refused(endpoint, error))?
-        .into_inner();
+    let begun = match meeting.ask(Request::Begin(begin), CALL_TIMEOUT).await {
+        Ok(Answer::Begun(begun)) => begun,
+        answer => return Err(failed(endpoint, answer)),
+    };
     if !proofs.fit(&begun) {
         return Err(endpoint.untrusted("its proof does not fit the token and this connection"));
     }
@@ -78,11 +100,16 @@ pub(super) async fn enrol(
         trust.ca.sign_agent(&begun.certificate_request, &ticket.agent_name, trust.life).map_err(
             |error| endpoint.untrusted(format!("its certificate request was refused: {error}")),
         )?;
-    let complete = CompleteEnrolmentRequest { certificate_chain: vec![certificate.to_vec()] };
-    within(CALL_TIMEOUT, client.complete(complete))
-        .await
-        .map_err(|error| refused(endpoint, error))?;
-    Ok(identity)
+    let complete = CompleteEnrolmentRequest {
+        certificate_chain: vec![certificate.to_vec()],
+        hello: Some(hello_request()),
+    };
+    let completed = match meeting.ask(Request::Complete(complete), CALL_TIMEOUT).await {
+        Ok(Answer::Completed(completed)) => completed,
+        answer => return Err(failed(endpoint, answer)),
+    };
+    let hello = checked_hello(completed.hello.unwrap_or_default())?;
+    Ok(Met { identity, first: Some(First { meeting, hello, certificate }) })
 }
 
 /// The name that an agent's certificate has to carry.
@@ -111,13 +138,18 @@ impl Proofs {
 
 /// A refusal tells that it is not the agent of this ticket. A connection that broke tells nothing yet: asking again finds
 /// out whether the agent is enrolled.
-fn refused(endpoint: &Endpoint, error: SessionError) -> SessionError {
+fn failed(endpoint: &Endpoint, answer: Result<Answer, MeetingError>) -> SessionError {
+    let error = answer.err().unwrap_or(MeetingError::Unexpected);
     match error {
-        SessionError::Refused { kind: FailureKind::Denied | FailureKind::Unsupported, message } => {
-            endpoint.untrusted(format!("it refused: {message}"))
-        }
-        SessionError::Broken(cause) => lost(endpoint, cause),
-        error => error,
+        MeetingError::Broken(cause) => lost(endpoint, cause),
+        MeetingError::TimedOut(limit) => SessionError::TimedOut(limit),
+        MeetingError::Refused(refusal) => match Code::from_i32(refusal.code) {
+            Code::FailedPrecondition => version_mismatch(refusal.message),
+            // Another connection was faster.
+            Code::AlreadyExists => lost(endpoint, refusal.message),
+            _ => endpoint.untrusted(format!("it refused this node: {}", refusal.message)),
+        },
+        error => SessionError::Violation(error.to_string()),
     }
 }
 
@@ -143,7 +175,6 @@ fn pem(base64: &str) -> String {
 }
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
-const MESSAGE_BYTES_MAX: usize = 32 * 1024;
 
 #[cfg(test)]
 mod tests {

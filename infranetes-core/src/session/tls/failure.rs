@@ -33,7 +33,12 @@ pub(super) fn failed(status: Status) -> SessionError {
     if status.source().is_some() {
         return SessionError::Broken(Box::new(status));
     }
-    let kind = match status.code() {
+    refused(status.code(), status.message())
+}
+
+/// What an agent's refusal means.
+pub(super) fn refused(code: Code, message: &str) -> SessionError {
+    let kind = match code {
         Code::NotFound => FailureKind::NotFound,
         Code::InvalidArgument | Code::OutOfRange => FailureKind::Invalid,
         Code::Unimplemented => FailureKind::Unsupported,
@@ -45,10 +50,10 @@ pub(super) fn failed(status: Status) -> SessionError {
         Code::DeadlineExceeded => FailureKind::TimedOut,
         _ => FailureKind::Internal,
     };
-    let message = if status.message().is_empty() {
-        format!("the agent refused with {:?}", status.code())
+    let message = if message.is_empty() {
+        format!("the agent refused with {code:?}")
     } else {
-        status.message().to_owned()
+        message.to_owned()
     };
     SessionError::Refused { kind, message }
 }

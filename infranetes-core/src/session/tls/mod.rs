@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  invite ──► user-data (CA, name, token) ──► machine boots, its agent makes a key
-//!  enrol  ──► TLS, anybody's certificate ──► proofs by the token, bound to the connection ──► request signed
+//!  enrol  ──► TLS, anybody's certificate ──► proofs by the token, bound to the connection ──► request signed, hello ──► bind
 //!  connect ─► TLS, the node's CA and the agent's name on one side, the node's certificate on the other ──► hello
 //! ```
 //!
@@ -16,6 +16,7 @@ mod dial;
 mod duplex;
 mod enrol;
 mod failure;
+mod meeting;
 mod session;
 mod streams;
 mod trust;
@@ -27,9 +28,12 @@ use async_trait::async_trait;
 
 pub use ca::{CaError, NodeCa};
 
-use super::{AgentConnector, AgentIdentity, AgentSession, Invitation, SessionError, Ticket};
+use super::{
+    AgentConnector, AgentIdentity, AgentSession, Enrolled, Invitation, SessionError, Ticket,
+};
 use crate::ids::SandboxId;
 use dial::Endpoint;
+use enrol::Met;
 use session::TlsSession;
 use trust::NodeTrust;
 
@@ -56,8 +60,13 @@ impl AgentConnector for TlsConnector {
         enrol::invite(&self.trust)
     }
 
-    async fn enrol(&self, endpoint: &str, ticket: &Ticket) -> Result<AgentIdentity, SessionError> {
-        enrol::enrol(&self.trust, &Endpoint::parse(endpoint)?, ticket).await
+    async fn enrol(&self, endpoint: &str, ticket: &Ticket) -> Result<Enrolled, SessionError> {
+        let endpoint = Endpoint::parse(endpoint)?;
+        let Met { identity, first } = enrol::enrol(&self.trust, &endpoint, ticket).await?;
+        let session = first.map(|first| TlsSession::first(&self.trust, endpoint, &identity, first));
+        let session =
+            session.transpose()?.map(|session| Arc::new(session) as Arc<dyn AgentSession>);
+        Ok(Enrolled { identity, session })
     }
 
     async fn connect(

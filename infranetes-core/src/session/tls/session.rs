@@ -6,20 +6,24 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use infranetes_agent_protocol::v1::agent_client::AgentClient;
+use infranetes_agent_protocol::v1::meeting_answer::Answer;
+use infranetes_agent_protocol::v1::meeting_request::Request;
 use infranetes_agent_protocol::v1::{
     BeginRotationRequest, CompleteRotationRequest, CreateContainerRequest, HelloRequest,
-    MissingLayersRequest, RemoveContainerRequest, ShutdownRequest, StartContainerRequest,
-    StopContainerRequest, UpdateContainerRequest, UsageRequest,
+    HelloResponse, MissingLayersRequest, RemoveContainerRequest, ShutdownRequest,
+    StartContainerRequest, StopContainerRequest, UpdateContainerRequest, UsageRequest,
 };
 use infranetes_agent_protocol::{MAX_MESSAGE_BYTES, OLDEST_PROTOCOL, PROTOCOL};
 use rustls_pki_types::CertificateDer;
+use tokio::sync::Mutex as AsyncMutex;
 use tonic::Code;
 use tonic::transport::Channel;
 
-use super::dial::{Endpoint, channel};
+use super::dial::{Endpoint, channel, channel_later};
 use super::duplex::Places;
-use super::enrol::server_name;
-use super::failure::{bounded, failed, tls_problem, within};
+use super::enrol::{First, server_name};
+use super::failure::{bounded, failed, refused, tls_problem, within};
+use super::meeting::{Meeting, MeetingError};
 use super::trust::NodeTrust;
 use super::{convert, duplex, streams};
 use crate::ids::ContainerId;
@@ -40,6 +44,8 @@ pub(super) struct TlsSession {
     /// When the agent's certificate is half over.
     rotate_at: Mutex<SystemTime>,
     places: Places,
+    /// The connection on which the agent enrolled, until it is bound there.
+    meeting: AsyncMutex<Option<Meeting>>,
 }
 
 impl TlsSession {
@@ -63,9 +69,7 @@ impl TlsSession {
         };
         let channel =
             channel(tls).await.map_err(|cause| not_there(SessionError::Broken(Box::new(cause))))?;
-        let mut client = AgentClient::new(channel)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let mut client = client_of(channel);
         let hello = say_hello(&mut client).await.map_err(not_there)?;
         Ok(Self {
             client,
@@ -74,6 +78,29 @@ impl TlsSession {
             agent_name: identity.agent_name.clone(),
             rotate_at: Mutex::new(rotate_at),
             places: Places::new(),
+            meeting: AsyncMutex::new(None),
+        })
+    }
+
+    /// The first session: it binds on the connection on which the agent enrolled, and dials for all the rest, when something
+    /// is first asked. That hello was said already.
+    pub(super) fn first(
+        trust: &Arc<NodeTrust>,
+        endpoint: Endpoint,
+        identity: &AgentIdentity,
+        first: First,
+    ) -> Result<Self, SessionError> {
+        let name = server_name(&identity.agent_name)?;
+        let config = Arc::new(trust.enrolled()?);
+        let channel = channel_later(async move { endpoint.dial(config, name).await });
+        Ok(Self {
+            client: client_of(channel),
+            hello: first.hello,
+            trust: Arc::clone(trust),
+            agent_name: identity.agent_name.clone(),
+            rotate_at: Mutex::new(half_life(&first.certificate, trust.life)),
+            places: Places::new(),
+            meeting: AsyncMutex::new(Some(first.meeting)),
         })
     }
 
@@ -82,26 +109,40 @@ impl TlsSession {
     }
 }
 
-async fn say_hello(client: &mut AgentClient<Channel>) -> Result<AgentHello, SessionError> {
-    let request = HelloRequest {
+fn client_of(channel: Channel) -> AgentClient<Channel> {
+    AgentClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+pub(super) fn hello_request() -> HelloRequest {
+    HelloRequest {
         protocol: PROTOCOL,
         oldest_protocol: OLDEST_PROTOCOL,
         node_version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
-    let hello = match tokio::time::timeout(HELLO_TIMEOUT, client.hello(request)).await {
+    }
+}
+
+async fn say_hello(client: &mut AgentClient<Channel>) -> Result<AgentHello, SessionError> {
+    let hello = match tokio::time::timeout(HELLO_TIMEOUT, client.hello(hello_request())).await {
         Err(_) => return Err(SessionError::TimedOut(HELLO_TIMEOUT)),
         Ok(Err(status)) if status.code() == Code::FailedPrecondition => {
             return Err(version_mismatch(status.message().to_owned()));
         }
         Ok(result) => result.map_err(failed)?.into_inner(),
     };
+    checked_hello(hello)
+}
+
+/// An agent's hello, if the version that it chose is one of ours.
+pub(super) fn checked_hello(hello: HelloResponse) -> Result<AgentHello, SessionError> {
     if !(OLDEST_PROTOCOL..=PROTOCOL).contains(&hello.protocol) {
         return Err(version_mismatch(hello.protocol.to_string()));
     }
     convert::hello(hello)
 }
 
-fn version_mismatch(agent: String) -> SessionError {
+pub(super) fn version_mismatch(agent: String) -> SessionError {
     SessionError::Version { agent, oldest: OLDEST_PROTOCOL, newest: PROTOCOL }
 }
 
@@ -120,6 +161,19 @@ impl AgentSession for TlsSession {
     }
 
     async fn bind(&self, binding: &Binding) -> Result<Bound, SessionError> {
+        if let Some(mut meeting) = self.meeting.lock().await.take() {
+            let asked = meeting.ask(Request::Bind(convert::binding(binding)), BIND_TIMEOUT).await;
+            return match asked {
+                Ok(Answer::Bound(response)) => convert::bound(response),
+                Err(MeetingError::Refused(refusal)) => {
+                    Err(refused(Code::from_i32(refusal.code), &refusal.message))
+                }
+                Err(MeetingError::TimedOut(limit)) => Err(SessionError::TimedOut(limit)),
+                Err(error @ MeetingError::Broken(_)) => Err(SessionError::Broken(Box::new(error))),
+                Ok(_) => Err(SessionError::Violation(MeetingError::Unexpected.to_string())),
+                Err(error) => Err(SessionError::Violation(error.to_string())),
+            };
+        }
         let response =
             within(BIND_TIMEOUT, self.client().bind(convert::binding(binding))).await?.into_inner();
         convert::bound(response)

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use infranetes_agent_protocol::{MEETING_PROTOCOL, SESSION_PROTOCOL};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
@@ -30,13 +31,13 @@ struct OwnCertificate {
 
 impl NodeTrust {
     pub(super) fn new(ca: NodeCa, life: Duration) -> Self {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(provider());
         Self { ca, life, provider, own: Mutex::new(None) }
     }
 
     /// Settings for an agent that has a certificate of ours.
     pub(super) fn enrolled(&self) -> Result<ClientConfig, SessionError> {
-        self.client(self.verifier()?)
+        self.client(self.verifier()?, &[SESSION_PROTOCOL])
     }
 
     /// Settings for an agent that has none yet, and where it shows whether it has one after all.
@@ -46,7 +47,8 @@ impl NodeTrust {
             provider: Arc::clone(&self.provider),
             is_ours: AtomicBool::new(false),
         });
-        Ok((self.client(Arc::clone(&anybody) as Arc<dyn ServerCertVerifier>)?, anybody))
+        let verifier = Arc::clone(&anybody) as Arc<dyn ServerCertVerifier>;
+        Ok((self.client(verifier, &[MEETING_PROTOCOL, SESSION_PROTOCOL])?, anybody))
     }
 
     fn verifier(&self) -> Result<Arc<dyn ServerCertVerifier>, SessionError> {
@@ -59,14 +61,18 @@ impl NodeTrust {
         Ok(builder.build().map_err(|cause| local("trust its CA", cause))?)
     }
 
-    fn client(&self, verifier: Arc<dyn ServerCertVerifier>) -> Result<ClientConfig, SessionError> {
+    fn client(
+        &self,
+        verifier: Arc<dyn ServerCertVerifier>,
+        protocols: &[&[u8]],
+    ) -> Result<ClientConfig, SessionError> {
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|cause| local("set TLS up", cause))?
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(self.own()?)));
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         // A resumed session would outlive the certificates that opened it.
         config.resumption = rustls::client::Resumption::disabled();
         Ok(config)
@@ -148,6 +154,20 @@ impl ServerCertVerifier for Anybody {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// What agents prefer goes first: a key share for another group would cost a round trip.
+fn provider() -> CryptoProvider {
+    use rustls::crypto::ring::{cipher_suite as suites, default_provider, kx_group as groups};
+    CryptoProvider {
+        cipher_suites: vec![
+            suites::TLS13_AES_128_GCM_SHA256,
+            suites::TLS13_CHACHA20_POLY1305_SHA256,
+            suites::TLS13_AES_256_GCM_SHA384,
+        ],
+        kx_groups: vec![groups::SECP256R1, groups::X25519],
+        ..default_provider()
     }
 }
 
