@@ -16,6 +16,15 @@ fn main() -> ExitCode {
     if boot::is_first_process() {
         boot::run(times);
     }
+    if let Some(module) = boot::wanted_module() {
+        return match boot::load_wanted(&module) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("infranetes-agent: {}", chain(&error));
+                ExitCode::FAILURE
+            }
+        };
+    }
     let args = match Command::parse(std::env::args_os().skip(1)) {
         Ok(Command::Run(args)) => args,
         Ok(Command::Pause) => return pause::run(),

@@ -28,13 +28,26 @@ use crate::times::BootTimes;
 use crate::{plugins, reaper};
 use command_line::CommandLine;
 use control::Control;
-use modules::{ModuleError, Modules};
+pub use modules::ModuleError;
+use modules::Modules;
 use network::{AddressError, StaticAddress};
 
 /// Whether this process is the first one of a guest: the kernel starts it under a path that ends with "init".
 pub fn is_first_process() -> bool {
     let name = std::env::args_os().next().unwrap_or_default();
     nix::unistd::getpid().as_raw() == 1 && Path::new(&name).ends_with("init")
+}
+
+/// What the kernel wants loaded, when it runs this program as its helper for modules (`/sbin/modprobe -q -- NAME`).
+pub fn wanted_module() -> Option<String> {
+    let mut args = std::env::args_os();
+    let is_helper = Path::new(&args.next()?).ends_with("modprobe");
+    is_helper.then(|| args.next_back()).flatten()?.into_string().ok()
+}
+
+/// Loads it. A module that the image does not have is nothing that the kernel wants to hear of.
+pub fn load_wanted(meant: &str) -> Result<(), ModuleError> {
+    Modules::of_running_kernel().map_err(ModuleError::unknown_kernel)?.load_meant(meant)
 }
 
 /// Boots, serves, and ends the machine. The machine also ends, after a line on the console, when any of it fails.
