@@ -67,9 +67,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Makes the image where it lies if nobody says where; that place.
-pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
-    run(workspace, &Options { out: None, refresh: false, verify: false })?;
+/// Makes the image where it lies if nobody says where; that place. `verify`: twice, and compares.
+pub(crate) fn build(workspace: &Workspace, verify: bool) -> Result<PathBuf> {
+    run(workspace, &Options { out: None, refresh: false, verify })?;
     Ok(default_dir(workspace))
 }
 

@@ -19,6 +19,15 @@ pub(crate) struct Product {
 impl Product {
     /// Installs what it needs of Debian, builds the programs, the plugins and the guest image. What is there already is kept.
     pub(crate) fn build(workspace: &Workspace) -> Result<Product> {
+        Self::build_as(workspace, false)
+    }
+
+    /// As [`Product::build`], and fails if the guest image differs when it is made a second time from scratch.
+    pub(crate) fn build_verified(workspace: &Workspace) -> Result<Product> {
+        Self::build_as(workspace, true)
+    }
+
+    fn build_as(workspace: &Workspace, verify: bool) -> Result<Product> {
         setup::run(workspace)?;
         println!("building the programs and plugins (release)");
         let packages = RELEASED.iter().flat_map(|package| ["--package", package]);
@@ -27,7 +36,7 @@ impl Product {
             .args(["build", "--release", "--quiet"])
             .args(packages)
             .run()?;
-        let guest = guest::build(workspace)?;
+        let guest = guest::build(workspace, verify)?;
         Ok(Product { bin: workspace.release(), guest })
     }
 

@@ -8,15 +8,18 @@ use crate::workspace::{Workspace, cargo};
 /// Which tests to run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// Goes to `cargo test`: packages, names, `-- --nocapture`. Nothing means the whole workspace.
+    /// Goes to `cargo test`: packages, names, `-- --nocapture`. Nothing means the whole workspace, and that a second guest image is
+    /// byte by byte the first.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
-    let product = Product::build(workspace)?;
+    let all = options.arguments.is_empty();
+    let product =
+        if all { Product::build_verified(workspace)? } else { Product::build(workspace)? };
     let mut test = cargo().dir(workspace.root()).arg("test");
-    if options.arguments.is_empty() {
+    if all {
         test = test.arg("--workspace");
     }
     for (name, value) in product.environment() {
