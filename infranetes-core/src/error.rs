@@ -104,6 +104,15 @@ pub enum EngineError {
         #[source]
         cause: crate::session::SessionError,
     },
+    /// Something cannot be mounted.
+    #[error("nothing can be mounted at {destination:?}")]
+    Mount {
+        /// Where, in the container.
+        destination: String,
+        /// Why.
+        #[source]
+        cause: Cause,
+    },
     /// The command ran too long; it is killed.
     #[error("the command did not end within {0:?} and was killed")]
     ExecTimedOut(std::time::Duration),
@@ -240,6 +249,7 @@ impl EngineError {
             Self::StillRunning { .. } | Self::ExecTimedOut(_) => FailureKind::TimedOut,
             Self::Provider { cause, .. } => provider_kind(cause),
             Self::Agent { cause, .. } => cause.kind(),
+            Self::Mount { cause, .. } => cause.kind,
             Self::Record(cause) => cause
                 .downcast_ref::<crate::record::RecordError>()
                 .map_or(FailureKind::Internal, crate::record::RecordError::kind),
@@ -306,6 +316,9 @@ impl EngineError {
                 action: action.clone(),
                 cause: Box::new(infranetes_sdk::ProviderError::new(cause.kind, cause.chain())),
             },
+            Self::Mount { destination, cause } => {
+                Self::Mount { destination: destination.clone(), cause: cause.clone() }
+            }
             Self::Agent { action, cause } => Self::Agent {
                 action: action.clone(),
                 cause: crate::session::SessionError::Refused {

@@ -10,6 +10,7 @@ pub mod error;
 pub mod ids;
 pub mod image;
 pub mod logs;
+pub mod mounts;
 pub mod network;
 pub mod record;
 pub mod session;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::mounts::MountSpec;
 use crate::network::PortMapping;
 
 /// A pod sandbox that is wanted. What is left at its default was not asked for; a pod without a uid is refused.
@@ -172,6 +173,8 @@ pub struct ContainerSpec {
     pub pid_mode: Option<PidMode>,
     /// File systems that come from the machine itself.
     pub mounts: Vec<MachineMount>,
+    /// Files and directories of the node, and images.
+    pub volumes: Vec<MountSpec>,
 }
 
 /// An environment variable; its value never shows in logs.

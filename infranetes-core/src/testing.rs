@@ -53,5 +53,6 @@ pub(crate) fn container_spec(name: &str) -> ContainerSpec {
         security: SecuritySpec::default(),
         pid_mode: None,
         mounts: Vec::new(),
+        volumes: Vec::new(),
     }
 }

@@ -89,6 +89,16 @@ impl Case {
         self.restart_hard().await
     }
 
+    /// Adds tables to the daemon's usual configuration; restarts the daemon.
+    pub async fn configure(&mut self, tables: &str) -> Result<()> {
+        let (provider, host) = (self.node.provider(), self.registry.host());
+        self.node.write_config(&format!(
+            "[handlers.{provider}]\nprovider = \"{provider}\"\n\
+             [images.registries.\"{host}\"]\nurl = \"http://{host}\"\n{tables}"
+        ))?;
+        self.restart_hard().await
+    }
+
     /// Replaces the configuration of a provider instance; restarts the daemon.
     pub async fn reconfigure_provider(&mut self, name: &str, config: &str) -> Result<()> {
         self.node.write_provider(name, config)?;

@@ -13,6 +13,7 @@ pub mod containers;
 pub mod demo;
 pub mod footprint;
 pub mod image;
+pub mod kubelet;
 pub mod layer;
 pub mod namespaces;
 pub mod network;

@@ -269,6 +269,11 @@ impl Daemon {
         Ok(())
     }
 
+    /// Ends it without asking, and leaves its place to another.
+    pub async fn kill_now(&mut self) -> Result<()> {
+        Ok(self.process.kill().await?)
+    }
+
     /// Ends it without asking.
     pub async fn kill(mut self) -> Result<()> {
         Ok(self.process.kill().await?)

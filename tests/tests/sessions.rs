@@ -98,6 +98,7 @@ fn plan() -> ContainerPlan {
         pid_mode: PidMode::Container,
         users: None,
         mounts: Vec::new(),
+        volumes: Vec::new(),
     }
 }
 

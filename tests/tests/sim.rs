@@ -59,6 +59,7 @@ fn a_broken_world_is_noticed() {
         Sabotage::WishesForgotten,
         Sabotage::GoalsForgotten,
         Sabotage::TokensIgnored,
+        Sabotage::WritesLost,
     ];
     for sabotage in sabotages {
         // Some kubelets stop a pod before they remove it, which hides a forgotten removal.

@@ -67,6 +67,8 @@ pub(crate) enum Request {
     Resize(Option<SandboxResources>, Option<SandboxResources>, Reply<()>),
     /// Its machine may be gone: look.
     Doubt,
+    /// Files of the node changed that its containers have copies of.
+    Refresh,
 }
 
 /// What is asked of a container.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::engine::naming::is_tag_value;
 use crate::error::EngineError;
+use crate::mounts::MountPolicy;
 use crate::spec::SandboxResources;
 
 /// What an engine is told once.
@@ -20,6 +21,8 @@ pub struct EngineConfig {
     pub concurrent_creates: usize,
     /// How often machines tell what they use; a second to an hour.
     pub stats_period: Duration,
+    /// What may be mounted from the node.
+    pub mounts: MountPolicy,
 }
 
 /// A RuntimeClass handler: a provider and the shape of its machines.

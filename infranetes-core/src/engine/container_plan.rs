@@ -27,6 +27,7 @@ pub(crate) fn merge(
         pid_mode: spec.pid_mode.clone().unwrap_or_else(|| sandbox.pid_mode.clone()),
         users: sandbox.users,
         mounts: spec.mounts.clone(),
+        volumes: Vec::new(),
     })
 }
 

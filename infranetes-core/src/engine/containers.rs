@@ -8,6 +8,7 @@ mod bring;
 mod held;
 mod observed;
 mod update;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,11 +22,13 @@ use tokio::time::{sleep, timeout};
 
 use self::bring::{Bring, log_path};
 use self::held::Told;
+use self::volumes::{Deliveries, with_image_ids};
 use crate::engine::admission::{Admission, ContainerWish, Denial, admit_container};
 use crate::engine::board::{ContainerRequest, Reply};
 use crate::engine::life::{ContainerLife, Life, LogMark};
 use crate::engine::link::bounded;
 use crate::engine::log_pump::{Pump, SharedMark};
+use crate::engine::mounts::Kept;
 use crate::engine::node::Node;
 use crate::engine::timeouts::{AGENT_CALL, EXIT_SEEN};
 use crate::error::{Cause, EngineError, FailureKind};
@@ -44,6 +47,10 @@ pub(crate) struct Containers {
     work: JoinSet<Done>,
     /// One import at a time per machine: the second finds the layers that the first brought.
     imports: Arc<Semaphore>,
+    deliveries: Arc<Deliveries>,
+    refreshing: bool,
+    /// Something changed while what had changed before was brought.
+    refresh_again: bool,
 }
 
 struct Held {
@@ -56,6 +63,8 @@ struct Held {
     updating: Option<Reply<()>>,
     /// It ended, and the rest of its output is awaited before that is told.
     ending: bool,
+    /// It exited, and what it wrote is on its way to the node.
+    writing_back: bool,
 }
 
 struct RunningPump {
@@ -87,6 +96,9 @@ pub(crate) enum Done {
     /// The rest of an ended container's output came, or took too long; how it ended, and when that was told.
     Drained(Box<ObservedContainer>, Told, SystemTime),
     Discarded,
+    Refreshed,
+    /// `true` when the session broke in the middle.
+    WroteBack(Box<(ObservedContainer, Told, SystemTime)>, bool),
 }
 
 /// A container that its machine has.
@@ -94,6 +106,11 @@ pub(crate) struct Brought {
     image_id: String,
     image_ready_at: SystemTime,
     mark: LogMark,
+    kept: Vec<Kept>,
+    /// Ids of images that it has mounted, by the number of the mount.
+    image_ids: Vec<(usize, String)>,
+    /// At which revisions the machine has its volumes.
+    revisions: Vec<(String, String)>,
 }
 
 impl Containers {
@@ -104,6 +121,9 @@ impl Containers {
     ) -> Self {
         let held = known.into_iter().map(|(life, mark)| (life.id.clone(), Held::new(life, mark)));
         Self {
+            deliveries: Arc::new(Deliveries::new(node.clone())),
+            refreshing: false,
+            refresh_again: false,
             node,
             sandbox,
             held: held.collect(),
@@ -137,13 +157,12 @@ impl Containers {
         self.held.values().filter(alive).map(|held| held.life.id.clone()).collect()
     }
 
-    /// Says when the pumps that run have all of their output.
+    /// Says when the pumps that run have all of their output, and when all is brought back that containers wrote.
     pub(crate) fn drains(&self) -> Vec<watch::Receiver<bool>> {
-        self.held
-            .values()
-            .filter_map(|held| held.pump.as_ref())
-            .map(|pump| pump.drained.clone())
-            .collect()
+        let pumps = self.held.values().filter_map(|held| held.pump.as_ref());
+        let writes = |held: &&Held| held.life.kept.iter().any(|kept| kept.write_back);
+        let writers = self.held.values().filter(writes).map(|held| held.exited.subscribe());
+        pumps.map(|pump| pump.drained.clone()).chain(writers).collect()
     }
 
     /// Changes that delete every trace of the containers.
@@ -191,6 +210,7 @@ impl Containers {
             id: id.clone(),
             spec: spec.clone(),
             imports: self.imports.clone(),
+            deliveries: self.deliveries.clone(),
         };
         let name = id.clone();
         let abort = self.work.spawn(async move { Done::Brought(name, guarded(bring.run()).await) });
@@ -299,6 +319,8 @@ impl Containers {
             }
             Done::Drained(seen, told, now) => self.ended(&seen, told, now, session).await,
             Done::Discarded => {}
+            Done::Refreshed => self.refreshed(session),
+            Done::WroteBack(seen, broke) => self.wrote_back(*seen, broke, session).await,
         }
     }
 
@@ -319,7 +341,7 @@ impl Containers {
         let life = ContainerLife {
             id: id.clone(),
             sandbox: self.sandbox.clone(),
-            spec: coming.spec,
+            spec: with_image_ids(coming.spec, brought.image_ids),
             fingerprint: coming.fingerprint,
             image_id: brought.image_id,
             state: ContainerState::Created,
@@ -332,6 +354,7 @@ impl Containers {
             message: String::new(),
             image_ready_at: Some(brought.image_ready_at),
             user: None,
+            kept: brought.kept,
         };
         let changes = vec![
             Change::Put(container::encode(&life)),
@@ -343,6 +366,10 @@ impl Containers {
         }
         self.node.board.post_container(life.status());
         self.held.insert(id.clone(), Held::new(life, brought.mark));
+        self.follow();
+        for (volume, revision) in brought.revisions {
+            self.node.follower.brought(&self.sandbox, &volume, Some(revision));
+        }
         answer_all(coming.replies, Ok(id));
     }
 
@@ -383,6 +410,7 @@ impl Containers {
         }
         self.node.commit(deletions(id).into()).await?;
         self.held.remove(id);
+        self.follow();
         self.node.board.remove_container(id);
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use infranetes_sdk::pod::MachineType;
 
+use crate::engine::mounts::Kept;
 use crate::error::Cause;
 use crate::ids::{ContainerId, MachineId, SandboxId};
 use crate::network::Attachment;
@@ -135,6 +136,8 @@ pub(crate) struct ContainerLife {
     pub(crate) message: String,
     pub(crate) image_ready_at: Option<SystemTime>,
     pub(crate) user: Option<ProcessUser>,
+    /// Copies that follow the node, or that the node follows.
+    pub(crate) kept: Vec<Kept>,
 }
 
 /// How far a container's log is durable on the node.

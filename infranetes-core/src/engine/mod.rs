@@ -38,10 +38,12 @@ mod config;
 mod connect;
 mod container_plan;
 mod containers;
+mod follow;
 mod interactive;
 pub(crate) mod life;
 mod link;
 mod log_pump;
+pub(crate) mod mounts;
 mod naming;
 mod node;
 mod observe;
@@ -100,6 +102,7 @@ impl Engine {
         let node = Arc::new(Node::new(config, parts));
         let born = loaded.born(&node).await?;
         loaded.resume(&node).await?;
+        node.spawn(follow::Follower::run(node.clone()));
         for (name, provider) in &node.parts.providers {
             if let Ok(provider) = provider {
                 let limit = PhaseTimeouts::default().provider_call;

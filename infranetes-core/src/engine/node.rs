@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use crate::engine::board::Board;
 use crate::engine::calls::Calls;
 use crate::engine::config::{EngineConfig, HandlerConfig};
+use crate::engine::follow::Follower;
 use crate::engine::parts::EngineParts;
 use crate::engine::timeouts::COMMIT;
 use crate::error::EngineError;
@@ -23,6 +24,7 @@ pub(crate) struct Node {
     /// Bounds the create calls that are on their way.
     pub(crate) creates: Semaphore,
     pub(crate) board: Board,
+    pub(crate) follower: Follower,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -30,7 +32,8 @@ impl Node {
     pub(crate) fn new(config: EngineConfig, parts: EngineParts) -> Self {
         let creates = Semaphore::new(config.concurrent_creates);
         let board = Board::new(parts.clock.clone());
-        Self { config, parts, creates, board, tasks: Mutex::default() }
+        let follower = Follower::default();
+        Self { config, parts, creates, board, follower, tasks: Mutex::default() }
     }
 
     /// Begins a task that lives as long as the engine.

@@ -10,6 +10,7 @@ use infranetes_sdk::PodProvider;
 use crate::engine::config::HandlerNetwork;
 use crate::error::EngineError;
 use crate::logs::LogFiles;
+use crate::mounts::NodeFiles;
 use crate::network::PodNetwork;
 use crate::record::RecordStore;
 use crate::session::{AgentConnector, LayerSource, MachineImage, MachineLayer};
@@ -22,6 +23,8 @@ pub struct EngineParts {
     pub connector: Arc<dyn AgentConnector>,
     /// The node's images.
     pub images: Arc<dyn ImageSource>,
+    /// The node's files, for mounts.
+    pub files: Arc<dyn NodeFiles>,
     /// Durable state.
     pub records: Arc<dyn RecordStore>,
     /// Where containers' output goes.

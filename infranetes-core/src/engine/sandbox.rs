@@ -398,7 +398,7 @@ impl Request {
                 drop(reply.send(Err(error.echo())));
             }
             Self::CreateContainer(_, reply) => drop(reply.send(Err(error.echo()))),
-            Self::Doubt => {}
+            Self::Doubt | Self::Refresh => {}
         }
     }
 }

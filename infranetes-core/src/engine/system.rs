@@ -12,6 +12,7 @@ use crate::engine::config::{EngineConfig, HandlerConfig, HandlerNetwork, PhaseTi
 use crate::engine::parts::{EngineParts, Entropy, WallClock};
 use crate::image::ImageStore;
 use crate::logs::DiskLogs;
+use crate::mounts::{DiskFiles, MountPolicy};
 use crate::record::{RecordError, RedbStore};
 use crate::session::tls::{CaError, NodeCa, TlsConnector};
 use crate::spec::SandboxResources;
@@ -45,6 +46,7 @@ impl EngineParts {
             images: Arc::new(images),
             records: Arc::new(records),
             logs: Arc::new(DiskLogs),
+            files: Arc::new(DiskFiles::default()),
             network: None,
             entropy: Arc::new(OsEntropy),
             clock: Arc::new(SystemClock),
@@ -68,6 +70,7 @@ impl EngineConfig {
             handlers: [].into(),
             concurrent_creates: CONCURRENT_CREATES,
             stats_period: STATS_PERIOD,
+            mounts: MountPolicy::default(),
         }
     }
 

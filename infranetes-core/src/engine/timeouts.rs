@@ -41,10 +41,15 @@ pub(crate) const ROTATION: Duration = Duration::from_secs(20);
 pub(crate) const CERTIFICATE_LOOK: Duration = Duration::from_secs(60);
 /// Layers on their way into a machine.
 pub(crate) const IMPORT: Duration = Duration::from_secs(600);
-/// From the agent's word that a container ended until its watch says how.
-pub(crate) const EXIT_SEEN: Duration = Duration::from_secs(5);
 /// From there until the rest of its output is in its log; then its end is told in any case.
 pub(crate) const LOG_REST: Duration = Duration::from_secs(2);
+/// One volume on its way into a machine.
+pub(crate) const DELIVERY: Duration = Duration::from_secs(60);
+/// What a container wrote, on its way to the node before anybody hears that it exited.
+pub(crate) const WRITE_BACK: Duration = Duration::from_secs(8);
+/// From the agent's word that a container ended until its watch says how, what it wrote is on the node, and the rest of its
+/// output is in its log.
+pub(crate) const EXIT_SEEN: Duration = Duration::from_secs(12);
 
 /// Everything that connects a sandbox to the pod network of the node.
 pub(crate) const NETWORK_UP: Duration = Duration::from_secs(110);
@@ -136,7 +141,8 @@ mod tests {
             ("agent call < container call", AGENT_CALL + EXIT_SEEN, CONTAINER_CALL),
             ("update < container call", UPDATE, CONTAINER_CALL),
             ("sample gap < agent call", SAMPLE_GAP, AGENT_CALL),
-            ("rest of a log < exit seen", LOG_REST, EXIT_SEEN),
+            ("write back and rest of a log < exit seen", WRITE_BACK + LOG_REST, EXIT_SEEN),
+            ("delivery < create container", DELIVERY, CREATE_CONTAINER_CALL),
             ("container call < kubelet", CONTAINER_CALL, KUBELET_CALL),
             ("create container < kubelet", CREATE_CONTAINER_CALL, KUBELET_CALL),
             ("stop < kubelet", STOP_CALL, KUBELET_CALL),

@@ -100,6 +100,12 @@ mod tests {
         assert_eq!(life.sandbox, sandbox_id());
         reads_and_writes_the_same(&entry, &container::encode(&life));
 
+        let text = include_str!("../../tests/records/v1-container-mounts.json");
+        let entry = stored(Table::Containers, id.as_str(), text);
+        let life = container::decode(&entry).expect("a container with mounts");
+        assert_eq!((life.spec.volumes.len(), life.kept.len()), (3, 2));
+        reads_and_writes_the_same(&entry, &container::encode(&life));
+
         let text = include_str!("../../tests/records/v1-log.json");
         let entry = stored(Table::Logs, id.as_str(), text);
         let (_, mark) = container::decode_mark(&entry).expect("a mark");

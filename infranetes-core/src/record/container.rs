@@ -9,6 +9,7 @@ use crate::engine::life::{ContainerLife, LogMark};
 use crate::ids::{ContainerId, SandboxId};
 use crate::record::codec::{self, damaged};
 use crate::record::fields::{Nanos, PidModeField, from_nanos, opt_from_nanos, opt_nanos, to_nanos};
+use crate::record::mounts::{KeptField, VolumeField};
 use crate::record::{Entry, RecordError, Table};
 use crate::spec::{ContainerResources, ContainerSpec, MachineMount, SecuritySpec};
 use crate::status::{ContainerState, ProcessUser};
@@ -36,6 +37,9 @@ struct ContainerRecord {
     /// Likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     process_user: Option<ProcessUserField>,
+    /// Likewise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    kept: Vec<KeptField>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -72,6 +76,8 @@ struct SpecField {
     user: UserField,
     pid_mode: Option<PidModeField>,
     mounts: Vec<MountField>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    volumes: Vec<VolumeField>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -141,6 +147,7 @@ pub(crate) fn encode(life: &ContainerLife) -> Entry {
             gid: user.gid,
             groups: user.groups,
         }),
+        kept: life.kept.iter().map(KeptField::from).collect(),
     };
     codec::encode(Table::Containers, life.id.as_str(), &record)
 }
@@ -176,6 +183,7 @@ pub(crate) fn decode(entry: &Entry) -> Result<ContainerLife, RecordError> {
             gid: user.gid,
             groups: user.groups,
         }),
+        kept: record.kept.into_iter().map(Into::into).collect(),
     })
 }
 
@@ -225,6 +233,7 @@ fn spec_field(spec: &ContainerSpec) -> SpecField {
         },
         pid_mode: spec.pid_mode.as_ref().map(PidModeField::from),
         mounts: spec.mounts.iter().map(mount).collect(),
+        volumes: spec.volumes.iter().map(VolumeField::from).collect(),
     }
 }
 
@@ -263,6 +272,7 @@ fn spec(field: SpecField) -> ContainerSpec {
         },
         pid_mode: field.pid_mode.map(Into::into),
         mounts: field.mounts.into_iter().map(mount).collect(),
+        volumes: field.volumes.into_iter().map(Into::into).collect(),
     }
 }
 

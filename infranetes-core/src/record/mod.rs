@@ -5,6 +5,7 @@ pub(crate) mod container;
 mod disk;
 mod fields;
 mod memory;
+mod mounts;
 mod network;
 pub(crate) mod node;
 mod redb;

@@ -5,6 +5,7 @@
 
 pub mod duplex;
 pub mod tls;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,8 +15,10 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 
 use self::duplex::{ExecStart, PortInputs, PortOutputs, ProgramInputs, ProgramOutputs};
+pub use self::volumes::{VolumeKind, VolumeMount, VolumeMountSource, VolumeSource};
 use crate::error::FailureKind;
 use crate::ids::{ContainerId, SandboxId};
+use crate::mounts::FilesError;
 use crate::network::NetworkLayout;
 use crate::spec::{
     ContainerResources, Dns, EnvVar, MachineMount, PidMode, PodIdentity, SecuritySpec,
@@ -162,6 +165,15 @@ pub trait AgentSession: Send + Sync + 'static {
         period: Duration,
     ) -> Result<BoxStream<'static, Result<StatsSample, SessionError>>, SessionError>;
 
+    /// Brings a volume into the machine, where containers can mount it from then on. Dropped or failed, it changes nothing.
+    async fn put_volume(&self, source: VolumeSource) -> Result<(), SessionError>;
+
+    /// The volumes that the machine has, with their revisions.
+    async fn volumes(&self) -> Result<BTreeMap<String, String>, SessionError>;
+
+    /// The last bytes, at most so many, of a volume that is one file; `None` when it is as it was delivered.
+    async fn read_volume(&self, id: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, SessionError>;
+
     /// What the machine uses.
     async fn usage(&self) -> Result<MachineUsage, SessionError>;
 
@@ -285,6 +297,8 @@ pub struct ContainerPlan {
     pub users: Option<UserNamespace>,
     /// Mounts within the machine.
     pub mounts: Vec<MachineMount>,
+    /// Mounts of volumes and images.
+    pub volumes: Vec<VolumeMount>,
 }
 
 /// A command for a running container.
@@ -436,6 +450,9 @@ pub enum SessionError {
     /// What the agent sent cannot be.
     #[error("the agent sent what it must not: {0}")]
     Violation(String),
+    /// What was to be brought cannot be read on the node.
+    #[error(transparent)]
+    Files(FilesError),
     /// The node's own key, certificate or source failed.
     #[error("the node's side of the session failed: {problem}")]
     Local {
@@ -455,6 +472,7 @@ impl SessionError {
             Self::Untrusted { .. } => FailureKind::Denied,
             Self::Version { .. } => FailureKind::Unsupported,
             Self::Refused { kind, .. } => *kind,
+            Self::Files(error) => error.kind(),
             Self::TimedOut(_) => FailureKind::TimedOut,
             Self::Violation(_) | Self::Local { .. } => FailureKind::Internal,
         }

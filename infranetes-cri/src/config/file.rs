@@ -21,6 +21,7 @@ pub(super) struct File {
     pub(super) handlers: BTreeMap<String, Handler>,
     pub(super) images: Images,
     pub(super) cni: Cni,
+    pub(super) mounts: Mounts,
     pub(super) agent: Agent,
     pub(super) streaming: Streaming,
     pub(super) plugins: Plugins,
@@ -91,6 +92,17 @@ pub(super) struct Cni {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct Mounts {
+    pub(super) kubelet_dir: Option<PathBuf>,
+    pub(super) host_paths: Vec<PathBuf>,
+    pub(super) scratch_host_paths: Vec<PathBuf>,
+    pub(super) copy_mib: Option<usize>,
+    pub(super) copy_entries: Option<usize>,
+    pub(super) write_back_kib: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct Agent {
     pub(super) certificate_lifetime: Option<String>,
     pub(super) stats_period: Option<String>,
@@ -146,6 +158,7 @@ pub(super) fn tables() -> Vec<Table> {
         Table::of::<Registry>("images.registries.*"),
         Table::of::<Endpoint>("images.registries.*.mirrors.[]"),
         Table::of::<Cni>("cni"),
+        Table::of::<Mounts>("mounts"),
         Table::of::<Agent>("agent"),
         Table::of::<Streaming>("streaming"),
         Table::of::<Plugins>("plugins"),

@@ -21,6 +21,7 @@ use std::time::Duration;
 use infranetes_cni::CniSettings;
 use infranetes_core::engine::HandlerConfig;
 use infranetes_core::image::RegistriesConfig;
+use infranetes_core::mounts::MountPolicy;
 use infranetes_loader::signature::PublicKey;
 
 use crate::streaming::StreamingConfig;
@@ -50,6 +51,8 @@ pub struct Config {
     pub images: Images,
     /// Where the node's CNI plugins are, for handlers that use them.
     pub cni: CniSettings,
+    /// What may be mounted from the node.
+    pub mounts: MountPolicy,
     /// How long an agent's certificate is good for.
     pub agent_certificate_lifetime: Duration,
     /// How often machines tell what they use.

@@ -9,6 +9,7 @@ use infranetes_core::engine::{EngineConfig, HandlerConfig, HandlerNetwork, Phase
 use infranetes_core::image::{
     Endpoint, EndpointCredentials, Reference, RegistriesConfig, RegistryConfig,
 };
+use infranetes_core::mounts::MountPolicy;
 use infranetes_core::spec::SandboxResources;
 use infranetes_loader::signature::{PublicKey, SignatureError};
 use tracing_subscriber::EnvFilter;
@@ -28,6 +29,7 @@ pub(super) fn resolve(file: file::File) -> Result<Config> {
         handlers: handlers(file.handlers, file.default_handler.unwrap_or_default())?,
         images: images(file.images, &state_dir)?,
         cni: cni(file.cni, &state_dir)?,
+        mounts: mounts(file.mounts)?,
         agent_certificate_lifetime: duration(
             &["agent", "certificate_lifetime"],
             file.agent.certificate_lifetime,
@@ -302,6 +304,38 @@ fn endpoint(key: &[&str], written: file::Endpoint) -> Result<Endpoint> {
     Ok(endpoint)
 }
 
+fn mounts(written: file::Mounts) -> Result<MountPolicy> {
+    let default = MountPolicy::default();
+    let paths = |key: &'static str, paths: Vec<PathBuf>| {
+        paths.into_iter().map(|path| plain(&["mounts", key], path)).collect::<Result<Vec<_>>>()
+    };
+    let kubelet_dir = written.kubelet_dir.unwrap_or(default.kubelet_dir);
+    let copy_mib = count(&["mounts", "copy_mib"], written.copy_mib, COPY_MIB, 4096)?;
+    let entries = default.limits.entries;
+    let copy_entries = count(&["mounts", "copy_entries"], written.copy_entries, entries, 200_000)?;
+    let write_back = &["mounts", "write_back_kib"];
+    let write_back_kib = count(write_back, written.write_back_kib, WRITE_BACK_KIB, 16 << 10)?;
+    Ok(MountPolicy {
+        kubelet_dir: plain(&["mounts", "kubelet_dir"], kubelet_dir)?,
+        host_paths: paths("host_paths", written.host_paths)?,
+        scratch_host_paths: paths("scratch_host_paths", written.scratch_host_paths)?,
+        limits: infranetes_core::mounts::Limits {
+            bytes: (copy_mib as u64) << 20,
+            entries: copy_entries,
+        },
+        write_back_bytes: (write_back_kib as u64) << 10,
+    })
+}
+
+/// An absolute path that means what it says.
+fn plain(key: &[&str], path: PathBuf) -> Result<PathBuf> {
+    let path = absolute(key, path)?;
+    if path.components().any(|part| part == std::path::Component::ParentDir) {
+        return Err(Invalid::new(key, format!("{:?} has a \"..\"", path.display())));
+    }
+    Ok(path)
+}
+
 fn limits(written: &file::Limits) -> Result<Limits> {
     let creates = &["limits", "concurrent_creates"];
     let message = &["limits", "message_mib"];
@@ -379,6 +413,8 @@ const CNI_NAMESPACE_DIR: &str = "/run/infranetes/netns";
 const PARALLEL_PULLS: usize = 5;
 const CONCURRENT_CREATES: usize = 8;
 const MESSAGE_MIB: usize = 16;
+const COPY_MIB: usize = 64;
+const WRITE_BACK_KIB: usize = 1024;
 const LOG_LEVEL: &str = "info";
 const LOG_FORMAT: &str = "text";
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use infranetes_core::spec::{ContainerSpec, EnvVar, SandboxSpec};
 
 use super::security::SeccompSource;
-use super::{Refusal, check, resources, security, signal};
+use super::{Refusal, check, mounts, resources, security, signal};
 use crate::api::v1;
 
 type Result<T> = std::result::Result<T, Refusal>;
@@ -49,24 +49,15 @@ pub fn container_spec(
         security,
         pid_mode,
         mounts: Vec::new(),
+        volumes: mounts::mounts(config.mounts)?,
     };
     Ok((spec, seccomp))
 }
 
-/// A machine has no file and no device of the node. A container that asks for one must not start without it.
+/// A machine has no device of the node. A container that asks for one must not start without it.
 fn refuse_what_comes_from_the_node(config: &v1::ContainerConfig) -> Result<()> {
     if config.windows.is_some() {
         return Err(Refusal::unsupported("config.windows", "only Linux containers can be run"));
-    }
-    if let Some(mount) = config.mounts.first() {
-        let field = "config.mounts[0]";
-        check::absolute_path(&format!("{field}.container_path"), mount.container_path.clone())?;
-        let what = if mount.image.is_some() { "images" } else { "files of the node" };
-        let problem = format!(
-            "{what} cannot be mounted into a machine yet ({:?}); run this pod under another RuntimeClass",
-            mount.container_path
-        );
-        return Err(Refusal::unsupported(field, problem));
     }
     if let Some(device) = config.devices.first() {
         let shown: String = device.host_path.chars().take(MAX_NAME).collect();

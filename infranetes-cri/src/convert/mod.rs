@@ -12,6 +12,7 @@ mod filter;
 mod image;
 mod info;
 mod metrics;
+mod mounts;
 mod resources;
 mod sandbox;
 mod security;

@@ -382,32 +382,60 @@ fn a_container_that_cannot_be_is_refused_with_the_field() {
         (|c| c.log_path = "../../etc/passwd".into(), ("config.log_path", true, "\"..\"")),
         (|c| c.stop_signal = 99, ("config.stop_signal", true, "no meaning")),
         (
-            |c| {
-                c.mounts = vec![v1::Mount {
-                    container_path: "/data".into(),
-                    host_path: "/srv".into(),
-                    ..Default::default()
-                }]
-            },
-            ("config.mounts[0]", false, "files of the node"),
+            |c| c.mounts = mount(|m| m.host_path = String::new()),
+            ("config.mounts[0].host_path", true, "missing"),
         ),
         (
-            |c| {
-                c.mounts = vec![v1::Mount {
-                    container_path: "/data".into(),
-                    image: Some(Default::default()),
-                    ..Default::default()
-                }]
-            },
-            ("config.mounts[0]", false, "images cannot be mounted"),
+            |c| c.mounts = mount(|m| m.host_path = "srv".into()),
+            ("config.mounts[0].host_path", true, "absolute"),
         ),
         (
-            |c| {
-                c.mounts =
-                    vec![v1::Mount { container_path: "/a/../b".into(), ..Default::default() }]
-            },
+            |c| c.mounts = mount(|m| m.host_path = "/a/../b".into()),
+            ("config.mounts[0].host_path", true, "\"..\""),
+        ),
+        (
+            |c| c.mounts = mount(|m| m.container_path = "/a/../b".into()),
             ("config.mounts[0].container_path", true, "\"..\""),
         ),
+        (
+            |c| c.mounts = mount(|m| m.container_path = "/".into()),
+            ("config.mounts[0].container_path", true, "root itself"),
+        ),
+        (
+            |c| c.mounts = mount(|m| m.propagation = 7),
+            ("config.mounts[0].propagation", true, "no meaning"),
+        ),
+        (
+            |c| c.mounts = mount(|m| m.mount_options = vec!["rw,exec".into()]),
+            ("config.mounts[0].mount_options", false, "rw,exec"),
+        ),
+        (
+            |c| c.mounts = mount(|m| m.uid_mappings = vec![Default::default()]),
+            ("config.mounts[0].uidMappings", false, "user namespaces"),
+        ),
+        (
+            |c| c.mounts = mount(|m| m.image_sub_path = "x".into()),
+            ("config.mounts[0].image_sub_path", true, "no image"),
+        ),
+        (
+            |c| {
+                c.mounts = mount(|m| {
+                    m.image = Some(v1::ImageSpec { image: "i".into(), ..Default::default() })
+                })
+            },
+            ("config.mounts[0]", true, "one is possible"),
+        ),
+        (
+            |c| {
+                c.mounts = mount(|m| {
+                    m.host_path = String::new();
+                    m.image = Some(v1::ImageSpec { image: "i".into(), ..Default::default() });
+                    m.image_sub_path = "../x".into();
+                })
+            },
+            ("config.mounts[0].image_sub_path", true, "\"..\""),
+        ),
+        (|c| c.mounts = vec![Default::default(); 1025], ("config.mounts", true, "1025 entries")),
         (
             |c| {
                 c.devices =
@@ -537,4 +565,14 @@ fn resources(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerResourc
 
 fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
     config.linux.get_or_insert_default().security_context.get_or_insert_default()
+}
+
+fn mount(change: impl FnOnce(&mut v1::Mount)) -> Vec<v1::Mount> {
+    let mut mount = v1::Mount {
+        container_path: "/data".into(),
+        host_path: "/srv".into(),
+        ..Default::default()
+    };
+    change(&mut mount);
+    vec![mount]
 }

@@ -163,6 +163,7 @@ fn engine_config(config: &Config) -> EngineConfig {
         handlers: config.handlers.clone(),
         concurrent_creates: config.limits.concurrent_creates,
         stats_period: config.agent_stats_period,
+        mounts: config.mounts.clone(),
     }
 }
 

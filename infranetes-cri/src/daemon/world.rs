@@ -6,6 +6,7 @@ use infranetes_cni::CniNetwork;
 use infranetes_core::engine::{EngineParts, OsEntropy, SystemClock};
 use infranetes_core::image::ImageStore;
 use infranetes_core::logs::DiskLogs;
+use infranetes_core::mounts::DiskFiles;
 use infranetes_core::record::{RecordError, RedbStore};
 use infranetes_core::session::tls::{CaError, NodeCa, TlsConnector};
 
@@ -38,6 +39,7 @@ pub(super) async fn parts(
         providers,
         connector: Arc::new(connector),
         images: Arc::new(images),
+        files: Arc::new(DiskFiles::default()),
         records: Arc::new(records),
         logs: Arc::new(DiskLogs),
         network: Some(Arc::new(CniNetwork::new(config.cni.clone()))),

@@ -76,14 +76,14 @@ impl Cri {
     ) -> Result<v1::ContainerStatusResponse, Status> {
         let container = self.find_container(request.container_id)?.or_not_found("container")?;
         let sandbox = self.engine().sandbox(&container.sandbox);
-        let image = self.images().status(&container.image_id);
         let spec = sandbox.as_ref().map(|sandbox| &*sandbox.spec);
         let info = if request.verbose {
             convert::container_info(&container, sandbox.as_ref())
         } else {
             Default::default()
         };
-        let status = convert::container_status(&container, image.as_ref(), spec);
+        let image = |id: &str| self.images().status(id);
+        let status = convert::container_status(&container, &image, spec);
         Ok(v1::ContainerStatusResponse { status: Some(status), info })
     }
 

@@ -29,9 +29,10 @@ impl Cri {
         };
         let handler = |handler: &HandlerStatus| v1::RuntimeHandler {
             name: handler.name.clone(),
+            // Nothing is mounted below a volume in a machine: read-only is always recursively so.
             features: Some(v1::RuntimeHandlerFeatures {
                 user_namespaces: true,
-                ..Default::default()
+                recursive_read_only_mounts: true,
             }),
         };
         v1::StatusResponse {

@@ -1,8 +1,10 @@
 //! Agents without machines: what an engine meets at the endpoints of the fake cloud. They outlive engines, and die with
 //! their machines.
 
+mod connector;
 mod duplex;
 mod streams;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,14 +14,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use infranetes_core::error::FailureKind;
-use infranetes_core::ids::{ContainerId, SandboxId};
+use infranetes_core::ids::ContainerId;
 use infranetes_core::session::duplex::{
     ExecStart, PortInputs, PortOutputs, ProgramInputs, ProgramOutputs,
 };
 use infranetes_core::session::{
-    AgentConnector, AgentHello, AgentIdentity, AgentSession, Binding, Bound, ContainerPlan,
-    Enrolled, ExecRequest, ExecResult, Invitation, LayerSource, LogSource, MachineImage,
-    MachineUsage, ObservedState, SessionError, Ticket, WatchEvent,
+    AgentHello, AgentSession, Binding, Bound, ContainerPlan, ExecRequest, ExecResult, LayerSource,
+    LogSource, MachineImage, MachineUsage, ObservedState, SessionError, VolumeSource, WatchEvent,
 };
 use infranetes_core::spec::ContainerResources;
 use infranetes_core::stats::StatsSample;
@@ -27,7 +28,9 @@ use infranetes_provider_fake::{FakeCloud, MachineView, Phase};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
+pub use self::connector::SimConnector;
 use self::streams::{Sampler, SimOutput, Watcher};
+pub use self::volumes::LAST_WORDS;
 use crate::sim::random::Random;
 use crate::sim::seam::Seams;
 use crate::sim::world::Promises;
@@ -61,6 +64,7 @@ struct Agent {
     trusted_until: Option<Instant>,
     sandbox: String,
     containers: BTreeMap<ContainerId, Container>,
+    volumes: BTreeMap<String, volumes::Volume>,
     /// Sessions of an older number are cut.
     cut: u64,
 }
@@ -73,6 +77,8 @@ struct Container {
     acknowledged: u64,
     exit_code: i32,
     resources: ContainerResources,
+    /// Ids of what it has mounted.
+    volumes: Vec<String>,
     /// Kept for the count of its starts; nobody sees it any more.
     removed: bool,
 }
@@ -113,6 +119,12 @@ impl Fleet {
     pub fn written(&self, id: &ContainerId) -> u64 {
         let agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
         agents.values().filter_map(|agent| agent.containers.get(id)).map(|one| one.written).sum()
+    }
+
+    /// The contents of all volumes of a machine.
+    pub fn contents(&self, machine: &str) -> Vec<Vec<u8>> {
+        let agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        agents.get(machine).map(Agent::contents).unwrap_or_default()
     }
 
     /// Lets every running container write something.
@@ -182,88 +194,6 @@ impl Fleet {
 
     async fn travel(&self) {
         sleep(Duration::from_millis(1 + self.draw(20))).await;
-    }
-}
-
-/// The way to the agents, as one engine has it.
-pub struct SimConnector {
-    /// The agents.
-    pub fleet: Arc<Fleet>,
-}
-
-#[async_trait]
-impl AgentConnector for SimConnector {
-    fn invite(&self, sandbox: &SandboxId) -> Result<Invitation, SessionError> {
-        let token = format!("token-{}", self.fleet.draw(u64::MAX)).into_bytes();
-        let ticket = Ticket { agent_name: format!("agent-{sandbox}"), token: token.clone() };
-        Ok(Invitation { user_data: token, ticket })
-    }
-
-    async fn enrol(&self, endpoint: &str, ticket: &Ticket) -> Result<Enrolled, SessionError> {
-        let fleet = &self.fleet;
-        fleet.seams.pass("agent: before enrol").await;
-        fleet.travel().await;
-        let machine = fleet.machine_at(endpoint)?;
-        if machine.user_data.expose() != ticket.token {
-            fleet.promises.broken("an agent was met with the ticket of another machine");
-        }
-        let problem = fleet.with(&machine.id, |agent| match &agent.enrolled_as {
-            Some(_) => Some("it is enrolled already"),
-            None => {
-                agent.enrolled_as = Some(ticket.agent_name.clone());
-                agent.trusted_until = Some(Instant::now() + fleet.certificate_life);
-                None
-            }
-        });
-        fleet.seams.pass("agent: after enrol").await;
-        match problem {
-            None => {
-                let identity = AgentIdentity { agent_name: ticket.agent_name.clone() };
-                // Some enrolments leave a session open, and some agents are met again.
-                let stays = fleet.draw(2) == 0;
-                let session =
-                    if stays { self.connect(endpoint, &identity).await.ok() } else { None };
-                Ok(Enrolled { identity, session })
-            }
-            Some(problem) => Err(SessionError::Untrusted {
-                endpoint: endpoint.to_owned(),
-                problem: problem.to_owned(),
-            }),
-        }
-    }
-
-    async fn connect(
-        &self,
-        endpoint: &str,
-        identity: &AgentIdentity,
-    ) -> Result<Arc<dyn AgentSession>, SessionError> {
-        let fleet = &self.fleet;
-        fleet.seams.pass("agent: before connect").await;
-        fleet.travel().await;
-        let machine = fleet.machine_at(endpoint)?;
-        let (enrolled_as, trusted_until, sandbox_id, cut) = fleet.with(&machine.id, |agent| {
-            (agent.enrolled_as.clone(), agent.trusted_until, agent.sandbox.clone(), agent.cut)
-        });
-        let expired = trusted_until.is_some_and(|until| until <= Instant::now());
-        if enrolled_as.as_ref() != Some(&identity.agent_name) || expired {
-            return Err(SessionError::Untrusted {
-                endpoint: endpoint.to_owned(),
-                problem: "it has no certificate that is good".to_owned(),
-            });
-        }
-        fleet.connections.fetch_add(1, Ordering::SeqCst);
-        fleet.seams.pass("agent: after connect").await;
-        let hello = AgentHello {
-            boot_id: format!("{}-{}", machine.id, machine.boots),
-            agent_version: "sim".to_owned(),
-            sandbox_id,
-            kernel_release: "6.1-sim".to_owned(),
-            agent_started: Duration::from_millis(300),
-            now: Duration::from_millis(500),
-        };
-        let open = Arc::new(Open::new(fleet.open_sessions.clone()));
-        let (fleet, machine) = (fleet.clone(), machine.id);
-        Ok(Arc::new(SimSession(Line { fleet, machine, cut, hello, open })))
     }
 }
 
@@ -417,11 +347,16 @@ impl AgentSession for SimSession {
     async fn create_container(
         &self,
         id: &ContainerId,
-        _: &ContainerPlan,
+        plan: &ContainerPlan,
     ) -> Result<(), SessionError> {
         let id = id.clone();
+        let volumes = volumes::ids(plan);
+        let promises = self.0.fleet.promises.clone();
         self.0
             .call("create container", move |agent| {
+                if !agent.has_all_of(plan) {
+                    promises.broken("a container was made before its volumes were there");
+                }
                 agent.containers.entry(id).or_insert(Container {
                     state: ObservedState::Created,
                     starts: 0,
@@ -429,6 +364,7 @@ impl AgentSession for SimSession {
                     acknowledged: 0,
                     exit_code: 0,
                     resources: ContainerResources::default(),
+                    volumes,
                     removed: false,
                 });
                 Ok(())
@@ -564,6 +500,18 @@ impl AgentSession for SimSession {
         Ok(Box::pin(futures::stream::unfold(sampler, |mut sampler| async move {
             sampler.next().await.map(|sample| (sample, sampler))
         })))
+    }
+
+    async fn put_volume(&self, source: VolumeSource) -> Result<(), SessionError> {
+        self.put(source).await
+    }
+
+    async fn volumes(&self) -> Result<BTreeMap<String, String>, SessionError> {
+        self.list().await
+    }
+
+    async fn read_volume(&self, id: &str, _: u64) -> Result<Option<Vec<u8>>, SessionError> {
+        self.read(id).await
     }
 
     async fn usage(&self) -> Result<MachineUsage, SessionError> {

@@ -12,8 +12,10 @@ use infranetes_core::spec::{
     SecuritySpec,
 };
 use infranetes_core::status::{ContainerState, Phase};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
+use crate::sim::agent::LAST_WORDS;
+use crate::sim::files;
 use crate::sim::random::Random;
 use crate::sim::world::World;
 
@@ -41,6 +43,8 @@ impl Kubelet {
     /// The pod's whole life.
     pub async fn live(mut self) {
         sleep(Duration::from_millis(self.random.below(3000))).await;
+        self.world.files.write_now(&files::config_of(&self.uid()), b"old");
+        self.world.files.write_now(&files::last_words_of(&self.uid()), b"");
         if let Some(sandbox) = self.run().await
             && !self.is_restless()
             && let Some(container) = self.container(&sandbox).await
@@ -82,7 +86,8 @@ impl Kubelet {
 
     async fn container(&mut self, sandbox: &SandboxId) -> Option<ContainerId> {
         for _ in 0..CONTAINER_TRIES {
-            let spec = plain_container();
+            let volumes = files::mounts_of(&self.uid());
+            let spec = ContainerSpec { volumes, ..plain_container() };
             let answer = self
                 .call("create container", CALL_LIMIT, |engine| {
                     let (sandbox, spec) = (sandbox.clone(), spec.clone());
@@ -135,6 +140,7 @@ impl Kubelet {
             used_ns = self.has_not_gone_back(&running.container, used_ns).await;
             self.changes_limits(&running.container).await;
         }
+        self.configuration_follows(&running).await;
         self.is_undisturbed(&running).await;
         self.stop_container(&running).await;
     }
@@ -167,6 +173,37 @@ impl Kubelet {
         let shown = self.engine().await.container(container);
         if shown.is_none_or(|status| status.spec.resources.cpu_shares != cpu_shares) {
             self.broken("limits that were said to hold are not shown");
+        }
+    }
+
+    /// A change of the pod's configuration reaches its machine: at once on a good day, else once the engine can.
+    async fn configuration_follows(&self, running: &Running) {
+        self.world.files.write_now(&files::config_of(&self.uid()), b"new");
+        let begin = Instant::now();
+        while begin.elapsed() < FOLLOW_LIMIT {
+            let contents = self.world.fleet.contents(&running.machine);
+            let alone = self.world.cloud.machine(&running.machine).is_none();
+            if alone || contents.iter().any(|content| content == b"new") {
+                let late = begin.elapsed() > Duration::from_secs(2);
+                if late && self.world.scenario.is_calm() {
+                    self.broken("a change of the configuration came late");
+                }
+                return;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        self.broken("a change of the configuration did not come");
+    }
+
+    /// What a container wrote is on the node once it is said to have exited.
+    async fn last_words_are_there(&self, running: &Running) {
+        let engine = self.engine().await;
+        let Some(status) = engine.container(&running.container) else { return };
+        // Where the machine did not say how it ended, there is a sentence instead.
+        let said = status.state == ContainerState::Exited && status.message.is_empty();
+        let words = self.world.files.read_now(&files::last_words_of(&self.uid()));
+        if said && words != LAST_WORDS {
+            self.broken("a container was said to have exited before what it wrote was there");
         }
     }
 
@@ -233,6 +270,7 @@ impl Kubelet {
             })
             .await;
         if stopped {
+            self.last_words_are_there(running).await;
             self.log_is_whole(running).await;
         }
         let removed = self.random.percent(50);
@@ -366,6 +404,10 @@ impl Kubelet {
         self.world.promises.broken(&format!("pod {}: {what}", self.number));
     }
 
+    fn uid(&self) -> String {
+        self.sandbox_spec().pod.uid
+    }
+
     fn log_path(&self) -> PathBuf {
         let pod = self.sandbox_spec();
         pod.log_directory.join(plain_container().log_path)
@@ -418,6 +460,7 @@ pub fn plain_container() -> ContainerSpec {
         security: SecuritySpec::default(),
         pid_mode: None,
         mounts: Vec::new(),
+        volumes: Vec::new(),
     }
 }
 
@@ -438,4 +481,6 @@ const CALL_LIMIT: Duration = Duration::from_secs(120);
 const RUN_TRIES: u32 = 12;
 const CONTAINER_TRIES: u32 = 8;
 const DONE_TRIES: u32 = 60;
+/// Sessions may break again and again meanwhile.
+const FOLLOW_LIMIT: Duration = Duration::from_secs(600);
 const CLEAN_TRIES: u32 = 20;

@@ -8,6 +8,7 @@
 //! One seed is one history, to the last await: a failure prints its seed and its transcript, and `run_seed` replays it.
 
 pub mod agent;
+pub mod files;
 pub mod kubelet;
 pub mod logs;
 pub mod network;

@@ -52,6 +52,8 @@ pub enum Sabotage {
     GoalsForgotten,
     /// The cloud makes a machine for every create call, whatever the token.
     TokensIgnored,
+    /// The node's disk says that what a container wrote is there, and it is not.
+    WritesLost,
 }
 
 impl Scenario {
@@ -80,6 +82,11 @@ impl Scenario {
             mortal: false,
             sabotage: Sabotage::None,
         }
+    }
+
+    /// Nothing fails or dies in this world.
+    pub fn is_calm(&self) -> bool {
+        self.crashes.is_empty() && self.break_percent == 0 && !self.mortal && self.pods == 1
     }
 
     /// A calm world whose engine dies after `passages`.

@@ -38,7 +38,7 @@ impl SimStore {
     /// A store that says "durable" without writing: what a world is for to find out.
     fn forgets(&self, changes: &[Change]) -> bool {
         match self.sabotage {
-            Sabotage::None | Sabotage::TokensIgnored => false,
+            Sabotage::None | Sabotage::TokensIgnored | Sabotage::WritesLost => false,
             // An intent names a machine that the provider has not named yet.
             Sabotage::IntentsForgotten => changes.iter().any(|change| match change {
                 Change::Put(entry) => {

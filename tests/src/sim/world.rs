@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::sim::agent::{Fleet, SimConnector};
+use crate::sim::files::SimFiles;
 use crate::sim::kubelet::Kubelet;
 use crate::sim::logs::SimLogs;
 use crate::sim::network::SimNetwork;
@@ -41,6 +42,8 @@ pub struct World {
     pub store: MemoryStore,
     /// The log files of the node.
     pub logs: SimLogs,
+    /// Its other files.
+    pub files: SimFiles,
     /// Where engines die.
     pub seams: Seams,
     /// What was promised and broken.
@@ -156,6 +159,7 @@ impl World {
             network,
             store: MemoryStore::new(),
             logs: SimLogs::default(),
+            files: SimFiles::new(seams.clone(), scenario.sabotage),
             seams,
             promises,
             engine: watch::Sender::new(None),
@@ -226,6 +230,7 @@ impl World {
             handlers: BTreeMap::from([(String::new(), handler)]),
             concurrent_creates: 2,
             stats_period: Duration::from_secs(10),
+            mounts: Default::default(),
         }
     }
 
@@ -250,6 +255,7 @@ impl World {
                 sabotage: self.scenario.sabotage,
             }),
             logs: Arc::new(self.logs.clone()),
+            files: Arc::new(self.files.clone()),
             network: Some(self.network.clone()),
             entropy: self.entropy.clone(),
             clock: Arc::new(SimClock(self.begin)),

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 use super::Brought;
+use super::volumes::{Delivered, Deliveries};
 use crate::engine::container_plan::merge;
 use crate::engine::life::LogMark;
 use crate::engine::link::bounded;
+use crate::engine::mounts::{self, Mounts};
 use crate::engine::node::Node;
 use crate::engine::timeouts::{AGENT_CALL, IMPORT};
-use crate::error::EngineError;
+use crate::error::{Cause, EngineError, FailureKind};
 use crate::ids::ContainerId;
-use crate::session::AgentSession;
+use crate::session::{AgentSession, MachineImage, SessionError};
 use crate::spec::{ContainerSpec, SandboxSpec};
 
 /// Brings a container into its machine.
@@ -24,38 +26,73 @@ pub(super) struct Bring {
     pub(super) id: ContainerId,
     pub(super) spec: Arc<ContainerSpec>,
     pub(super) imports: Arc<Semaphore>,
+    pub(super) deliveries: Arc<Deliveries>,
 }
 
 impl Bring {
     pub(super) async fn run(self) -> Result<Brought, EngineError> {
         let images = &self.node.parts.images;
         let resolved = images.resolve(&self.spec.image).await?;
-        let plan = merge(&self.sandbox, &self.spec, &resolved)?;
-        let agent = |action: &str| {
-            let action = action.to_owned();
-            move |cause| EngineError::Agent { action, cause }
-        };
-        {
-            let _turn = self.imports.acquire().await.map_err(|_| EngineError::ShuttingDown)?;
-            let missing = bounded(AGENT_CALL, self.session.missing_layers(&plan.image))
-                .await
-                .map_err(agent("say which layers it lacks"))?;
-            let mut layers = Vec::new();
-            for layer in plan.image.layers.iter().filter(|layer| missing.contains(&layer.digest)) {
-                layers.push(images.open_layer(layer).await?);
-            }
-            if !layers.is_empty() {
-                bounded(IMPORT, self.session.import_layers(layers))
-                    .await
-                    .map_err(agent("take the image"))?;
-            }
+        let mut plan = merge(&self.sandbox, &self.spec, &resolved)?;
+        let mounts = mounts::plan(&self.node, &self.sandbox.pod.uid, &self.spec.volumes).await?;
+        plan.volumes = mounts.mounts.clone();
+        self.import(&plan.image).await?;
+        for image in &mounts.images {
+            self.import(image).await?;
         }
         let image_ready_at = self.node.now();
-        bounded(AGENT_CALL, self.session.create_container(&self.id, &plan))
-            .await
-            .map_err(agent("create the container"))?;
+        let mut revisions = self.bring_volumes(&mounts).await?;
+        let create = || bounded(AGENT_CALL, self.session.create_container(&self.id, &plan));
+        let mut created = create().await;
+        if created.as_ref().is_err_and(|error| error.kind() == FailureKind::NotFound)
+            && !mounts.volumes.is_empty()
+        {
+            // The last container that had a volume was removed in between, and the volume with it.
+            revisions = self.bring_volumes(&mounts).await?;
+            created = create().await;
+        }
+        created.map_err(agent("create the container"))?;
         let mark = self.first_mark().await?;
-        Ok(Brought { image_id: plan.image.id, image_ready_at, mark })
+        Ok(Brought {
+            image_id: plan.image.id,
+            image_ready_at,
+            mark,
+            kept: mounts.kept,
+            image_ids: mounts.image_ids,
+            revisions,
+        })
+    }
+
+    async fn import(&self, image: &MachineImage) -> Result<(), EngineError> {
+        let images = &self.node.parts.images;
+        let _turn = self.imports.acquire().await.map_err(|_| EngineError::ShuttingDown)?;
+        let missing = bounded(AGENT_CALL, self.session.missing_layers(image))
+            .await
+            .map_err(agent("say which layers it lacks"))?;
+        let mut layers = Vec::new();
+        for layer in image.layers.iter().filter(|layer| missing.contains(&layer.digest)) {
+            layers.push(images.open_layer(layer).await?);
+        }
+        if !layers.is_empty() {
+            bounded(IMPORT, self.session.import_layers(layers))
+                .await
+                .map_err(agent("take the image"))?;
+        }
+        Ok(())
+    }
+
+    async fn bring_volumes(&self, mounts: &Mounts) -> Result<Vec<(String, String)>, EngineError> {
+        let delivered = self.deliveries.bring(&self.session, &mounts.volumes).await;
+        let delivered = delivered.map_err(agent("say which volumes it has"))?;
+        let brought = |(id, revision): Delivered| match revision {
+            Ok(revision) => Ok((id, revision)),
+            // The node's own files are the reason, or what the machine made of them.
+            Err(error) => {
+                let destination = mounts.destination(&id);
+                Err(EngineError::Mount { destination, cause: Cause::from(&error) })
+            }
+        };
+        delivered.into_iter().map(brought).collect()
     }
 
     /// A file of this name may be there already; what is in it stays.
@@ -69,6 +106,11 @@ impl Bring {
             Err(cause) => Err(EngineError::Record(Box::new(LogUnusable { path, cause }))),
         }
     }
+}
+
+fn agent(action: &str) -> impl FnOnce(SessionError) -> EngineError + use<> {
+    let action = action.to_owned();
+    move |cause| EngineError::Agent { action, cause }
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -37,8 +37,16 @@ impl Told {
 impl Held {
     pub(super) fn new(life: ContainerLife, mark: LogMark) -> Self {
         let exited = watch::Sender::new(life.state == ContainerState::Exited);
-        let mark = SharedMark::new(mark);
-        Self { life, mark, pump: None, doing: None, exited, ending: false, updating: None }
+        Self {
+            life,
+            mark: SharedMark::new(mark),
+            pump: None,
+            doing: None,
+            exited,
+            ending: false,
+            updating: None,
+            writing_back: false,
+        }
     }
 
     pub(super) fn standing(&self) -> ContainerStanding {

@@ -30,6 +30,8 @@ impl Containers {
                         self.discard(one.id, Some(session));
                     }
                 }
+                self.follow();
+                self.refresh(Some(session));
             }
             WatchEvent::Changed(seen) => self.changed(seen, Told::AtOnce, session).await,
             WatchEvent::Removed(id) => self.vanished(&id).await,
@@ -43,11 +45,27 @@ impl Containers {
         session: &Arc<dyn AgentSession>,
     ) {
         let now = self.node.now();
-        if seen.state == ObservedState::Exited && self.awaits_output(&seen, told, now, session) {
+        let exits = seen.state == ObservedState::Exited;
+        if exits && self.begin_write_back(&seen, told, now, session) {
+            self.pump(&seen.id, Some(session));
+        } else {
+            self.told(&seen, told, now, Some(session)).await;
+        }
+    }
+
+    /// Takes what the machine said of a container whose files are on the node.
+    pub(super) async fn told(
+        &mut self,
+        seen: &ObservedContainer,
+        told: Told,
+        now: SystemTime,
+        session: Option<&Arc<dyn AgentSession>>,
+    ) {
+        let exits = seen.state == ObservedState::Exited;
+        if exits && session.is_some_and(|session| self.awaits_output(seen, told, now, session)) {
             return;
         }
-        self.took(&seen, told, now).await;
-        self.pump(&seen.id, Some(session));
+        self.ended(seen, told, now, session).await;
     }
 
     /// Whoever is told that a container ended reads its log next, so the rest of that comes first. `false` where there is
@@ -96,7 +114,11 @@ impl Containers {
         held.ending = false;
         held.take(seen, told, now);
         if held.life != before {
+            let exited = held.life.state == ContainerState::Exited;
             self.keep(&seen.id).await;
+            if exited {
+                self.follow();
+            }
         }
     }
 
@@ -126,6 +148,7 @@ impl Containers {
                 self.node.board.post_container(held.life.status());
             }
         }
+        self.follow();
         if !changes.is_empty()
             && let Err(error) = self.node.commit(changes).await
         {

@@ -41,6 +41,10 @@ impl SandboxTask {
             Request::Resize(resources, overhead, reply) => {
                 let _ = reply.send(self.resize(resources, overhead).await);
             }
+            Request::Refresh => {
+                let session = self.link.borrow().clone();
+                self.containers.refresh(session.as_ref());
+            }
             // While its session is away it looks anyway.
             Request::Doubt => self.seen.doubted = self.life.was_ready && self.seen.bound,
         }

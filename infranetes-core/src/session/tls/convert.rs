@@ -16,7 +16,8 @@ use crate::network::NetworkLayout;
 use crate::session::duplex::{ExecExit, ProgramOutput, TerminalSize};
 use crate::session::{
     AgentHello, Binding, Bound, ContainerPlan, LogChunk, LogStream, MachineImage, MachineLayer,
-    MachineUsage, ObservedContainer, ObservedState, SessionError, WatchEvent,
+    MachineUsage, ObservedContainer, ObservedState, SessionError, VolumeMount, VolumeMountSource,
+    WatchEvent,
 };
 use crate::spec::{
     ContainerResources, MachineMount, PidMode, Seccomp, SecuritySpec, UserNamespace,
@@ -140,7 +141,7 @@ pub(super) fn plan(plan: &ContainerPlan) -> v1::ContainerConfig {
         security: Some(security(&plan.security, &plan.image_user)),
         resources: Some(resources(&plan.resources)),
         namespaces: Some(namespaces(&plan.pid_mode, plan.users)),
-        mounts: plan.mounts.iter().map(mount).collect(),
+        mounts: plan.mounts.iter().map(mount).chain(plan.volumes.iter().map(volume)).collect(),
         devices: Vec::new(),
         annotations: Default::default(),
     }
@@ -209,6 +210,21 @@ fn mount(mount: &MachineMount) -> v1::Mount {
         r#type: mount.kind.clone(),
         options: mount.options.clone(),
         ..Default::default()
+    }
+}
+
+fn volume(volume: &VolumeMount) -> v1::Mount {
+    let (kind, source, mounted) = match &volume.source {
+        VolumeMountSource::Volume(id) => ("volume", id.clone(), None),
+        VolumeMountSource::Image(mounted) => ("image", String::new(), Some(image(mounted))),
+    };
+    v1::Mount {
+        source,
+        destination: volume.destination.clone(),
+        r#type: kind.to_owned(),
+        options: volume.options.clone(),
+        sub_path: volume.sub_path.clone(),
+        image: mounted,
     }
 }
 

@@ -20,6 +20,7 @@ mod meeting;
 mod session;
 mod streams;
 mod trust;
+mod volumes;
 
 use std::sync::Arc;
 use std::time::Duration;

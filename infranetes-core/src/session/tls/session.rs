@@ -1,5 +1,6 @@
 //! One open session to one agent.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -25,12 +26,13 @@ use super::enrol::{First, server_name};
 use super::failure::{bounded, failed, refused, tls_problem, within};
 use super::meeting::{Meeting, MeetingError};
 use super::trust::NodeTrust;
-use super::{convert, duplex, streams};
+use super::{convert, duplex, streams, volumes};
 use crate::ids::ContainerId;
 use crate::session::duplex::{ExecStart, PortInputs, PortOutputs, ProgramInputs, ProgramOutputs};
 use crate::session::{
     AgentHello, AgentIdentity, AgentSession, Binding, Bound, ContainerPlan, ExecRequest,
-    ExecResult, LayerSource, LogSource, MachineImage, MachineUsage, SessionError, WatchEvent,
+    ExecResult, LayerSource, LogSource, MachineImage, MachineUsage, SessionError, VolumeSource,
+    WatchEvent,
 };
 use crate::spec::ContainerResources;
 use crate::stats::StatsSample;
@@ -309,6 +311,18 @@ impl AgentSession for TlsSession {
         }
     }
 
+    async fn put_volume(&self, source: VolumeSource) -> Result<(), SessionError> {
+        bounded(PUT_TIMEOUT, volumes::put(self.client(), source)).await
+    }
+
+    async fn volumes(&self) -> Result<BTreeMap<String, String>, SessionError> {
+        bounded(CALL_TIMEOUT, volumes::list(self.client())).await
+    }
+
+    async fn read_volume(&self, id: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, SessionError> {
+        bounded(CALL_TIMEOUT, volumes::read(self.client(), id, bytes_max)).await
+    }
+
     async fn usage(&self) -> Result<MachineUsage, SessionError> {
         let usage = within(CALL_TIMEOUT, self.client().usage(UsageRequest {})).await?;
         Ok(convert::usage(&usage.into_inner()))
@@ -326,5 +340,6 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 const BIND_TIMEOUT: Duration = Duration::from_secs(25);
 const CREATE_TIMEOUT: Duration = Duration::from_secs(100);
 const START_TIMEOUT: Duration = Duration::from_secs(90);
+const PUT_TIMEOUT: Duration = Duration::from_secs(90);
 const STOP_TIMEOUT: Duration = Duration::from_secs(40);
 const EXEC_MARGIN: Duration = Duration::from_secs(30);

@@ -1,0 +1,121 @@
+//! Fields of a container's record that say what it has mounted. The first records have none of them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::mounts::Kept;
+use crate::mounts::{MountSource, MountSpec, NodePath, Propagation};
+
+/// A mount, as it was asked for.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct VolumeField {
+    destination: String,
+    source: SourceField,
+    read_only: bool,
+    recursive_read_only: bool,
+    propagation: PropagationField,
+    selinux_relabel: bool,
+    options: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum SourceField {
+    Node { path: String },
+    Image { image: String, sub_path: String, id: String },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum PropagationField {
+    Private,
+    HostToContainer,
+    Bidirectional,
+}
+
+/// A copy that follows the node, or that the node follows.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct KeptField {
+    id: String,
+    root: String,
+    below: String,
+    file: bool,
+    follow: bool,
+    write_back: bool,
+}
+
+impl From<&MountSpec> for VolumeField {
+    fn from(spec: &MountSpec) -> Self {
+        let source = match spec.source.clone() {
+            MountSource::Node(path) => {
+                SourceField::Node { path: path.to_string_lossy().into_owned() }
+            }
+            MountSource::Image { image, sub_path, id } => {
+                SourceField::Image { image, sub_path, id }
+            }
+        };
+        Self {
+            destination: spec.destination.clone(),
+            source,
+            read_only: spec.read_only,
+            recursive_read_only: spec.recursive_read_only,
+            propagation: match spec.propagation {
+                Propagation::Private => PropagationField::Private,
+                Propagation::HostToContainer => PropagationField::HostToContainer,
+                Propagation::Bidirectional => PropagationField::Bidirectional,
+            },
+            selinux_relabel: spec.selinux_relabel,
+            options: spec.options.clone(),
+        }
+    }
+}
+
+impl From<VolumeField> for MountSpec {
+    fn from(field: VolumeField) -> Self {
+        let source = match field.source {
+            SourceField::Node { path } => MountSource::Node(path.into()),
+            SourceField::Image { image, sub_path, id } => {
+                MountSource::Image { image, sub_path, id }
+            }
+        };
+        Self {
+            destination: field.destination,
+            source,
+            read_only: field.read_only,
+            recursive_read_only: field.recursive_read_only,
+            propagation: match field.propagation {
+                PropagationField::Private => Propagation::Private,
+                PropagationField::HostToContainer => Propagation::HostToContainer,
+                PropagationField::Bidirectional => Propagation::Bidirectional,
+            },
+            selinux_relabel: field.selinux_relabel,
+            options: field.options,
+        }
+    }
+}
+
+impl From<&Kept> for KeptField {
+    fn from(kept: &Kept) -> Self {
+        // Both come from a request's text.
+        let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
+        Self {
+            id: kept.id.clone(),
+            root: text(&kept.path.root),
+            below: text(&kept.path.below),
+            file: kept.file,
+            follow: kept.follow,
+            write_back: kept.write_back,
+        }
+    }
+}
+
+impl From<KeptField> for Kept {
+    fn from(field: KeptField) -> Self {
+        Self {
+            id: field.id,
+            path: NodePath { root: field.root.into(), below: field.below.into() },
+            file: field.file,
+            follow: field.follow,
+            write_back: field.write_back,
+        }
+    }
+}
