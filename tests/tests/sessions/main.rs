@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails in a helper is a failed test")]
 
+mod wire;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -23,9 +25,11 @@ use infranetes_core::session::{
 use infranetes_core::spec::{ContainerResources, Dns, PidMode, PodIdentity, SecuritySpec};
 use infranetes_tests::containers::MemoryContainers;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+
+use crate::wire::Wire;
 
 /// An agent that was invited and listens, and the node's half of its invitation.
 struct Guest {
@@ -584,39 +588,4 @@ async fn logs_and_watch_go_on_after_a_cut_without_loss_or_repetition() {
 
 async fn next_line(logs: &mut dyn LogSource) -> Option<String> {
     logs.next().await.unwrap().map(|chunk| String::from_utf8(chunk.data).unwrap())
-}
-
-/// A forwarder between node and agent that can be cut.
-struct Wire {
-    endpoint: String,
-    connections: Arc<tokio::sync::watch::Sender<bool>>,
-    _dir: tempfile::TempDir,
-}
-
-impl Wire {
-    async fn lay(endpoint: &str) -> Self {
-        let target = PathBuf::from(endpoint.strip_prefix("unix://").unwrap());
-        let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("wire.sock");
-        let listener = UnixListener::bind(&socket).unwrap();
-        let connections = Arc::new(tokio::sync::watch::channel(false).0);
-        let cut = connections.subscribe();
-        tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let mut far = UnixStream::connect(&target).await.unwrap();
-                let mut cut = cut.clone();
-                tokio::spawn(async move {
-                    tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => (),
-                        _ = cut.wait_for(|cut| *cut) => (),
-                    }
-                });
-            }
-        });
-        Self { endpoint: format!("unix://{}", socket.display()), connections, _dir: dir }
-    }
-
-    fn cut(&self) {
-        self.connections.send_replace(true);
-    }
 }
