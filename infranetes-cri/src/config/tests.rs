@@ -52,6 +52,7 @@ fn all_keys() -> BTreeSet<String> {
         "handlers",
         "images",
         "cni",
+        "mounts",
         "agent",
         "streaming",
         "plugins",
