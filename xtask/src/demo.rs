@@ -23,7 +23,12 @@ pub(crate) fn conformance(workspace: &Workspace, arguments: &Arguments) -> Resul
 }
 
 pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
-    Product::build(workspace)?.become_program(workspace, "infranetes-bench", &arguments.arguments)
+    let arguments = &arguments.arguments;
+    let product = match arguments.first().map(String::as_str) {
+        Some("abi") => Product::build_for_plugins(workspace)?,
+        _ => Product::build(workspace)?,
+    };
+    product.become_program(workspace, "infranetes-bench", arguments)
 }
 
 pub(crate) fn sim(workspace: &Workspace, arguments: &Arguments) -> Result<()> {

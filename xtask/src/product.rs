@@ -40,6 +40,28 @@ impl Product {
         Ok(Product { bin: workspace.release(), guest })
     }
 
+    /// What measures the boundary of plugins: no machine runs, so no guest image is needed.
+    pub(crate) fn build_for_plugins(workspace: &Workspace) -> Result<Product> {
+        println!("building the daemon and what measures plugins (release)");
+        // The same packages as the product's, so that their dependencies are built once.
+        let packages = RELEASED.iter().flat_map(|package| ["--package", package]);
+        cargo()
+            .dir(workspace.root())
+            .args(["build", "--release", "--quiet", "--package", "infranetes-loader"])
+            .args(packages)
+            .args([
+                "--bin",
+                "infranetes-cri",
+                "--example",
+                "bench_host",
+                "--example",
+                "bench_plugin",
+            ])
+            .run()?;
+        let bin = workspace.release();
+        Ok(Product { guest: bin.join("no-guest"), bin })
+    }
+
     /// What a program has to have in its environment to find the product.
     pub(crate) fn environment(&self) -> [(&'static str, &PathBuf); 2] {
         [("INFRANETES_BIN", &self.bin), ("INFRANETES_GUEST", &self.guest)]

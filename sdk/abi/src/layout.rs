@@ -27,7 +27,10 @@ impl std::error::Error for Mismatch {}
 /// One direction is not enough: abi_stable accepts only a plugin that has at least the host's methods, and would refuse
 /// an older one although its missing methods have defaults. So a plugin is good when it extends us, or we extend it.
 pub fn check_layout(theirs: &'static TypeLayout) -> Result<(), Mismatch> {
-    let ours = <PluginModuleRef as StableAbi>::LAYOUT;
+    compare(<PluginModuleRef as StableAbi>::LAYOUT, theirs)
+}
+
+fn compare(ours: &'static TypeLayout, theirs: &'static TypeLayout) -> Result<(), Mismatch> {
     let Err(errors) = check_layout_compatibility(ours, theirs) else { return Ok(()) };
     if check_layout_compatibility(theirs, ours).is_ok() {
         return Ok(());
@@ -146,6 +149,13 @@ mod tests {
     #[test]
     fn a_newer_minor_is_accepted() {
         check_layout(<newer::PluginModuleRef as StableAbi>::LAYOUT).expect("an appended field");
+    }
+
+    #[test]
+    fn a_newer_host_accepts_a_plugin_of_today() {
+        let newer = <newer::PluginModuleRef as StableAbi>::LAYOUT;
+        compare(newer, <PluginModuleRef as StableAbi>::LAYOUT).expect("a field less");
+        compare(newer, <liar::PluginModuleRef as StableAbi>::LAYOUT).expect_err("another struct");
     }
 
     #[test]

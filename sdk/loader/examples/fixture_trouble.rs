@@ -41,6 +41,21 @@ impl Drop for Witness {
     }
 }
 
+/// Panics when it is dropped, after it told the host.
+struct Bomb(Host);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        self.0.metric("bomb_dropped", 1.0);
+        panic!("a destructor went wrong");
+    }
+}
+
+/// Its destructor panics.
+struct BadEnd(#[expect(dead_code, reason = "it is there to be dropped")] Bomb);
+
+impl PodProvider for BadEnd {}
+
 #[async_trait]
 impl Plugin for Trouble {
     type Config = Config;
@@ -66,6 +81,12 @@ impl Plugin for Trouble {
                 }
             }
             "nothing" => return Ok(Providers::default()),
+            "bad end" => return Ok(Providers::default().with_pods(BadEnd(Bomb(host)))),
+            "wait" => {
+                let _witness = Witness(host.clone(), "start_dropped");
+                host.metric("start_waits", 1.0);
+                std::future::pending::<()>().await;
+            }
             _ => {}
         }
         host.log(LogLevel::Info, "trouble starts");
@@ -121,13 +142,7 @@ impl PodProvider for Trouble {
             "one line" => self.host.log(LogLevel::Info, "one line"),
             "bad metric" => self.host.metric("panic", 1.0),
             "bad drop" => {
-                struct Bomb;
-                impl Drop for Bomb {
-                    fn drop(&mut self) {
-                        panic!("a destructor went wrong");
-                    }
-                }
-                let _bomb = Bomb;
+                let _bomb = Bomb(self.host.clone());
                 tokio::time::sleep(Duration::from_secs(60)).await;
             }
             "spawn" => {
@@ -166,6 +181,15 @@ impl PodProvider for Trouble {
         request: ConsoleRequest,
     ) -> Result<BoxStream<ConsoleChunk>> {
         let (id, host) = (request.id, self.host.clone());
+        if id == "panic early" {
+            panic!("the console did not open");
+        }
+        if id == "bad drop" {
+            let bomb = Bomb(host);
+            return Ok(Box::pin(futures::stream::unfold(bomb, |bomb| async {
+                Some((Ok(ConsoleChunk { data: vec![1] }), bomb))
+            })));
+        }
         if id == "refused" {
             return Err(ProviderError::not_found("no such console"));
         }

@@ -155,4 +155,31 @@ mod tests {
         let error = parse_text(&text).expect_err("two").to_string();
         assert!(error.contains("holds 2 providers (a, b)"), "{error}");
     }
+
+    #[test]
+    fn any_bytes_are_a_manifest_or_a_refusal() {
+        let good = format!("{MAGIC}abi=1.0.0\nname=x\nsymbol=INFRANETES_PROVIDER_V1_x\n\0");
+        let mut number = 1_u64;
+        let mut below = move |limit: usize| {
+            number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (number >> 33) as usize % limit
+        };
+        for _ in 0..20_000 {
+            let mut bytes = good.clone().into_bytes();
+            for _ in 0..=below(5) {
+                let place = below(bytes.len());
+                match below(4) {
+                    0 => bytes.truncate(place.max(1)),
+                    1 => bytes.insert(place, below(256) as u8),
+                    2 => bytes.extend_from_within(place..),
+                    _ => bytes[place] ^= 1 << below(8),
+                }
+            }
+            if let Ok(manifest) = parse(Path::new("x.so"), &bytes) {
+                // What may be loaded says so itself.
+                let _ = manifest.check(Path::new("x.so"));
+                assert!(manifest.to_string().len() < 10_000);
+            }
+        }
+    }
 }

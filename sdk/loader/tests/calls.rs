@@ -323,3 +323,46 @@ async fn a_flood_of_log_lines_is_cut_and_counted() {
     let (lines, longest) = memory.lines();
     assert!(lines < 10_000 && longest < 9000, "{lines} lines, {longest} bytes");
 }
+
+#[tokio::test]
+async fn a_stream_that_panics_before_it_opens_does_not_open() {
+    let (pods, _) = pods().await;
+    let error = pods.console(ctx(), console("panic early")).await.err().expect("a panic");
+    assert_eq!(error.kind, ErrorKind::Internal);
+    assert_eq!(error.message, "pod/console panicked: the console did not open");
+    pods.get(ctx(), get("m1")).await.expect("it still answers");
+}
+
+#[tokio::test]
+async fn a_stream_whose_destructor_panics_hurts_nobody() {
+    let (pods, memory) = pods().await;
+    let mut chunks = pods.console(ctx(), console("bad drop")).await.expect("opens");
+    chunks.next().await.expect("an item").expect("no error");
+    drop(chunks);
+    memory.wait_for_sample("bomb_dropped").await;
+    memory.wait_for_line(LogLevel::Error, "a destructor went wrong").await;
+    pods.get(ctx(), get("m1")).await.expect("it still answers");
+}
+
+#[tokio::test]
+async fn an_instance_whose_destructor_panics_hurts_nobody() {
+    let (plugin, memory) = trouble(r#"{"start":"bad end"}"#).await;
+    drop(plugin);
+    memory.wait_for_sample("bomb_dropped").await;
+    let (pods, _) = pods().await;
+    pods.get(ctx(), get("m1")).await.expect("others still answer");
+}
+
+#[tokio::test]
+async fn a_start_that_nobody_waits_for_any_more_is_dropped() {
+    let memory = Arc::new(common::Memory::default());
+    let starting = common::load_trouble(r#"{"start":"wait"}"#, memory.clone());
+    let starting = tokio::spawn(starting);
+    memory.wait_for_sample("start_waits").await;
+    starting.abort();
+    if isolation() == Isolation::None {
+        memory.wait_for_sample("start_dropped").await;
+    }
+    let (pods, _) = pods().await;
+    pods.get(ctx(), get("m1")).await.expect("others still answer");
+}

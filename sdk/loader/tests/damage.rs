@@ -4,8 +4,10 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use common::{chain, fixture};
+use common::{chain, fixture, loader};
+use infranetes_loader::isolation::Isolation;
 use infranetes_loader::{LoadError, Loader, PluginSpec};
 use infranetes_sdk::CallContext;
 use infranetes_sdk::pod::GetRequest;
@@ -92,6 +94,46 @@ async fn a_file_that_crashes_its_loader_crashes_only_the_probe() {
     let nowhere = Loader::new().with_probe("/no/such/probe").load(spec).await;
     let error = nowhere.expect_err("there is no such program");
     assert!(matches!(error, LoadError::NoProbe { .. }), "{}", chain(&error));
+}
+
+/// Flips anywhere, cuts, and damage where it hurts most: whatever happens, it happens to a child.
+#[tokio::test]
+async fn mutated_files_only_ever_end_a_child() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let good = std::fs::read(fixture("hello")).expect("read the fixture");
+    let mut numbers = Numbers(7);
+    let (mut loaded, mut refused, mut crashed) = (0, 0, 0);
+    for round in 0..40 {
+        let mut data = good.clone();
+        for _ in 0..1 << (round % 12) {
+            let place = match round % 3 {
+                0 => numbers.below(data.len()),
+                1 => numbers.below(4096),
+                _ => numbers.below(data.len() / 4),
+            };
+            data[place] ^= 1 << numbers.below(8);
+        }
+        let path = directory.path().join(format!("{round}.so"));
+        std::fs::write(&path, data).expect("write the copy");
+        let spec = PluginSpec::new("mutant", &path)
+            .with_config_json(r#"{"network":"n"}"#)
+            .with_isolation(Isolation::Process);
+        let loader = loader().with_start_timeout(Duration::from_secs(5));
+        match loader.load(spec).await {
+            Err(LoadError::HelperEnded { .. } | LoadError::StartTimeout { .. }) => crashed += 1,
+            Err(_) => refused += 1,
+            Ok(plugin) => {
+                loaded += 1;
+                let Some(pods) = plugin.pods() else { continue };
+                let context = CallContext::new("r1").with_timeout(Duration::from_secs(5));
+                // An answer, or an error; that it comes is all.
+                let _ = pods.get(context, GetRequest { id: "hello".into() }).await;
+            }
+        }
+        std::fs::remove_file(&path).expect("remove the copy");
+    }
+    println!("{loaded} loaded, {refused} were refused, {crashed} crashed their process");
+    assert!(refused + crashed > 0, "no damage was noticed");
 }
 
 /// All instructions are replaced by ones that trap, so that the first that runs inside `dlopen` ends the process.

@@ -1,5 +1,6 @@
 //! Benchmarks: side by side in one run, as ratios, with the targets beside the figures.
 
+pub mod abi;
 pub mod author;
 pub mod boot;
 pub mod cri;

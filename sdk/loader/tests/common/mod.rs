@@ -58,7 +58,7 @@ pub(crate) async fn load_trouble(
     config: &str,
     memory: Arc<Memory>,
 ) -> std::result::Result<LoadedPlugin, LoadError> {
-    let spec = PluginSpec::new("t0", fixture("trouble"))
+    let spec = PluginSpec::new("t0", fixture(misbehaving()))
         .with_config_json(config)
         .with_isolation(isolation())
         .with_services(memory);
@@ -69,6 +69,11 @@ pub(crate) async fn load_trouble(
 pub(crate) fn loader() -> Loader {
     let helper = Helper::new(env!("CARGO_BIN_EXE_infranetes-probe")).with_argument("--serve");
     Loader::new().with_helper(helper)
+}
+
+/// Tests in `allocators` have a plugin whose allocator is not the host's.
+fn misbehaving() -> &'static str {
+    if module_path!().starts_with("allocators") { "tagged" } else { "trouble" }
 }
 
 /// Tests in files whose names begin with `isolated` have each plugin in a process of its own.
