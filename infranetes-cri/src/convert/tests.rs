@@ -240,7 +240,24 @@ fn a_sandbox_that_cannot_be_is_refused_with_the_field() {
         ),
         (
             |c| namespaces(c).userns_options = Some(Default::default()),
-            ("config.linux.security_context.namespace_options.userns_options", false, "hostUsers"),
+            (
+                "config.linux.security_context.namespace_options.userns_options.uids",
+                true,
+                "0 mappings",
+            ),
+        ),
+        (
+            |c| {
+                namespaces(c).userns_options = Some(v1::UserNamespace {
+                    mode: v1::NamespaceMode::Container as i32,
+                    ..Default::default()
+                })
+            },
+            (
+                "config.linux.security_context.namespace_options.userns_options.mode",
+                false,
+                "the pod",
+            ),
         ),
         (
             |c| {
