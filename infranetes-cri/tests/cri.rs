@@ -239,9 +239,6 @@ async fn what_is_not_supported_says_so_in_a_sentence() {
     let (_node, daemon) = node().await;
     let mut runtime = daemon.runtime().await;
     let no = Code::Unimplemented;
-    refused(runtime.exec(v1::ExecRequest::default()).await, no, &["Exec is not supported"]);
-    refused(runtime.attach(v1::AttachRequest::default()).await, no, &["Attach"]);
-    refused(runtime.port_forward(v1::PortForwardRequest::default()).await, no, &["PortForward"]);
     refused(
         runtime.checkpoint_container(v1::CheckpointContainerRequest::default()).await,
         no,
