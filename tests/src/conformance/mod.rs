@@ -131,6 +131,10 @@ async fn on_node(options: &Options, specs: Vec<spec::Spec>) -> Result<Report> {
 /// The loopback registry stands for those of the specs' images.
 fn config(provider: &str, registry: &str) -> String {
     let mut text = format!("[handlers.{provider}]\nprovider = \"{provider}\"\nnetwork = \"cni\"\n");
+    // The specs mount directories of their own, from where temporary files are.
+    let temporary = std::env::temp_dir().display().to_string();
+    text +=
+        &format!("[mounts]\nhost_paths = [{temporary:?}]\nscratch_host_paths = [{temporary:?}]\n");
     for host in images::MIRRORED {
         text += &format!(
             "[images.registries.\"{host}\"]\nmirrors = [{{ url = \"http://{registry}\" }}]\n"
