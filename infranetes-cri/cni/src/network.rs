@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use infranetes_core::ids::SandboxId;
 use infranetes_core::network::{Attachment, NetworkError, NetworkWish, PodNetwork, Prefix};
+use tokio::time::sleep;
 
 use crate::chain::Chain;
 use crate::error::CniError;
@@ -46,7 +48,7 @@ impl CniNetwork {
     }
 
     async fn connect(&self, wish: &NetworkWish) -> Result<Attachment, CniError> {
-        self.disconnect(&wish.sandbox).await?;
+        self.clear(&wish.sandbox).await?;
         let list = NetworkList::first(&self.settings.conf_dir)?;
         let ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut connection = Connection {
@@ -83,6 +85,21 @@ impl CniNetwork {
         Ok(Attachment { namespace: path, ips: made.ips, dns: made.dns, layout })
     }
 
+    /// Takes down what an earlier attempt made. A plugin that was killed half-way may refuse the first DEL over what it
+    /// does not find, and has less to look for at the next: Debian's bridge does so over the chain of its masquerading.
+    async fn clear(&self, sandbox: &SandboxId) -> Result<(), CniError> {
+        for _ in 1..CLEAR_TRIES {
+            match self.disconnect(sandbox).await {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    tracing::warn!(sandbox = %sandbox, %error, "an earlier attempt is not taken down yet")
+                }
+            }
+            sleep(CLEAR_PAUSE).await;
+        }
+        self.disconnect(sandbox).await
+    }
+
     async fn examine(&self, sandbox: &SandboxId) -> Result<(), CniError> {
         let connection = self.dir(sandbox).load()?.ok_or(CniError::NotConnected)?;
         let path = self.namespace(sandbox);
@@ -97,7 +114,7 @@ impl CniNetwork {
 
     async fn disconnect(&self, sandbox: &SandboxId) -> Result<(), CniError> {
         let dir = self.dir(sandbox);
-        orphans::end(&dir.stdin()).await?;
+        orphans::end(&dir.stdin(), orphans::GRACE).await?;
         if let Some(connection) = dir.load()? {
             self.chain(&connection, sandbox).del().await?;
             tracing::info!(sandbox = %sandbox, network = connection.list.name, "disconnected");
@@ -188,3 +205,5 @@ fn ranges_file(settings: &CniSettings) -> PathBuf {
 
 /// The first interface of every pod.
 const INTERFACE: &str = "eth0";
+const CLEAR_TRIES: u32 = 3;
+const CLEAR_PAUSE: Duration = Duration::from_millis(200);

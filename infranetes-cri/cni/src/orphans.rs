@@ -13,16 +13,17 @@ use tokio::time::{Instant, sleep};
 
 use crate::error::CniError;
 
-/// Ends all plugins that read this file, and waits until they are gone.
-pub(crate) async fn end(stdin: &Path) -> Result<(), CniError> {
-    let deadline = Instant::now() + LIMIT;
+/// Waits until no plugin reads this file. Each may end its work first, because what was begun and not ended is what many
+/// plugins cannot take back; after `grace` it is killed.
+pub(crate) async fn end(stdin: &Path, grace: Duration) -> Result<(), CniError> {
+    let began = Instant::now();
     loop {
         let Some(pid) = reader_of(stdin) else { return Ok(()) };
-        if Instant::now() >= deadline {
+        if began.elapsed() >= grace + KILL_LIMIT {
             return Err(CniError::Orphan(pid.as_raw()));
         }
         // Gone meanwhile is what is wanted. Only one that leads its group was started by us.
-        if getpgid(Some(pid)) == Ok(pid) {
+        if began.elapsed() >= grace && getpgid(Some(pid)) == Ok(pid) {
             tracing::warn!(pid = pid.as_raw(), "a CNI plugin of an earlier process is killed");
             let _ = killpg(pid, Signal::SIGKILL);
         }
@@ -37,7 +38,9 @@ fn reader_of(stdin: &Path) -> Option<Pid> {
     pids.find(reads).map(Pid::from_raw)
 }
 
-const LIMIT: Duration = Duration::from_secs(10);
+/// How long a plugin of an earlier process may go on.
+pub(crate) const GRACE: Duration = Duration::from_secs(5);
+const KILL_LIMIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
@@ -46,21 +49,31 @@ mod tests {
 
     use super::*;
 
+    fn reader(path: &Path, seconds: &str) -> tokio::process::Child {
+        fs::write(path, "").unwrap();
+        let mut command = tokio::process::Command::new("sleep");
+        command.arg(seconds).process_group(0).kill_on_drop(true);
+        command.stdin(File::open(path).unwrap()).spawn().unwrap()
+    }
+
     #[tokio::test]
     async fn who_reads_the_file_is_ended_and_nobody_else() {
         let dir = tempfile::tempdir().unwrap();
-        let sleeper = |name: &str| {
-            let path = dir.path().join(name);
-            fs::write(&path, "").unwrap();
-            let mut command = tokio::process::Command::new("sleep");
-            command.arg("1000").process_group(0).kill_on_drop(true);
-            command.stdin(File::open(path).unwrap()).spawn().unwrap()
-        };
-        let (mut ours, mut other) = (sleeper("ours"), sleeper("other"));
+        let mut ours = reader(&dir.path().join("ours"), "1000");
+        let mut other = reader(&dir.path().join("other"), "1000");
         let reaped = tokio::spawn(async move { ours.wait().await });
-        end(&dir.path().join("ours")).await.unwrap();
+        end(&dir.path().join("ours"), Duration::ZERO).await.unwrap();
         assert!(!reaped.await.unwrap().unwrap().success());
         assert!(other.try_wait().unwrap().is_none());
         other.kill().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_ends_in_time_is_left_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ours = reader(&dir.path().join("ours"), "0.2");
+        let reaped = tokio::spawn(async move { ours.wait().await });
+        end(&dir.path().join("ours"), Duration::from_secs(60)).await.unwrap();
+        assert!(reaped.await.unwrap().unwrap().success());
     }
 }
