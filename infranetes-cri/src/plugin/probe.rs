@@ -20,10 +20,17 @@ pub(crate) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
-    let manifest = match arguments.opened {
-        true => infranetes_loader::probe_opened(&arguments.file)?,
-        false => infranetes_loader::probe(&arguments.file, arguments.sha256.as_deref())?,
+    let probed = match arguments.opened {
+        true => infranetes_loader::probe_opened(&arguments.file),
+        false => infranetes_loader::probe(&arguments.file, arguments.sha256.as_deref()),
     };
-    println!("{manifest}");
+    match probed {
+        Ok(manifest) => println!("{manifest}"),
+        // As it is: a host that had the file probed gives the line on.
+        Err(error) => {
+            eprintln!("{}", infranetes_cri::chain(&error));
+            return Ok(false);
+        }
+    }
     Ok(true)
 }

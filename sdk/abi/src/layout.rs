@@ -6,7 +6,7 @@ use abi_stable::StableAbi;
 use abi_stable::abi_stability::abi_checking::{
     AbiInstability, AbiInstabilityErrors, ExpectedFound, check_layout_compatibility,
 };
-use abi_stable::type_layout::TypeLayout;
+use abi_stable::type_layout::{TLFieldOrFunction, TypeLayout};
 
 use crate::PluginModuleRef;
 
@@ -42,12 +42,9 @@ fn compare(ours: &'static TypeLayout, theirs: &'static TypeLayout) -> Result<(),
 fn summary(errors: &AbiInstabilityErrors) -> String {
     let mut lines = Vec::new();
     for error in &errors.errors {
-        let place = error.stack_trace.last().map_or("the module", |place| match &place.found {
-            abi_stable::type_layout::TLFieldOrFunction::Field(field) => field.name(),
-            abi_stable::type_layout::TLFieldOrFunction::Function(function) => {
-                function.name.as_str()
-            }
-        });
+        let mut places = error.stack_trace.iter().rev().map(|place| name_of(&place.found));
+        // What stands in a tuple has only a number.
+        let place = places.find(|name| name.parse::<u32>().is_err()).unwrap_or("the module");
         for what in &error.errs {
             let line = format!("{place}: {}", describe(what));
             if !lines.contains(&line) {
@@ -57,6 +54,13 @@ fn summary(errors: &AbiInstabilityErrors) -> String {
     }
     lines.truncate(LINES_MAX);
     lines.join("; ")
+}
+
+fn name_of(place: &TLFieldOrFunction) -> &str {
+    match place {
+        TLFieldOrFunction::Field(field) => field.name(),
+        TLFieldOrFunction::Function(function) => function.name.as_str(),
+    }
 }
 
 fn describe(what: &AbiInstability) -> String {

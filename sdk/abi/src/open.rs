@@ -1,6 +1,6 @@
 //! The host's side: opening a file that was vetted.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use abi_stable::library::{AbiHeaderRef, LibHeader, LibraryError};
 use abi_stable::sabi_types::VersionStrings;
@@ -13,34 +13,17 @@ use crate::{PluginModuleRef, VERSION};
 #[non_exhaustive]
 pub enum OpenError {
     /// The dynamic linker refused it.
-    #[error("the dynamic linker refuses {path:?}")]
-    Linker {
-        /// What was opened.
-        path: PathBuf,
-        /// What the linker says.
-        #[source]
-        source: libloading::Error,
-    },
-    /// The symbol that the manifest names is not there.
-    #[error("{path:?} does not export {symbol}")]
+    #[error("the dynamic linker refuses it")]
+    Linker(#[source] libloading::Error),
+    /// The symbol that the manifest names is not there. What the linker says of it only repeats that.
+    #[error("it does not export {symbol}, which its manifest names")]
     Symbol {
-        /// What was opened.
-        path: PathBuf,
         /// What was looked for.
         symbol: String,
-        /// What the linker says.
-        #[source]
-        source: libloading::Error,
     },
     /// The symbol is not what it should be.
-    #[error("{path:?} exports something else under the name of a provider")]
-    Header {
-        /// What was opened.
-        path: PathBuf,
-        /// What abi_stable says.
-        #[source]
-        source: Box<LibraryError>,
-    },
+    #[error("it exports something else under the name of a provider")]
+    Header(#[source] Box<LibraryError>),
     /// Another major version of the ABI.
     #[error("its ABI is {found}, this host speaks {VERSION}")]
     Version {
@@ -78,18 +61,16 @@ pub fn open(path: &Path, symbol: &str) -> Result<PluginModuleRef, OpenError> {
 fn find_header(path: &Path, symbol: &str) -> Result<&'static LibHeader, OpenError> {
     use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
-    let path = path.to_owned();
     // SAFETY: constructors of the library run; the caller vouches for the file (see `open`).
-    let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE) }
-        .map_err(|source| OpenError::Linker { path: path.clone(), source })?;
+    let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE) }
+        .map_err(OpenError::Linker)?;
     // SAFETY: `AbiHeaderRef` is a transparent pointer to a static of the library, which stays mapped for ever; its
     // first bytes are a magic string that `upgrade` checks before anything else is read.
-    let header =
-        unsafe { library.get::<AbiHeaderRef>(symbol.as_bytes()) }.map(|found| *found).map_err(
-            |source| OpenError::Symbol { path: path.clone(), symbol: symbol.into(), source },
-        )?;
+    let header = unsafe { library.get::<AbiHeaderRef>(symbol.as_bytes()) }
+        .map(|found| *found)
+        .map_err(|_| OpenError::Symbol { symbol: symbol.into() })?;
     std::mem::forget(library);
-    header.upgrade().map_err(|source| OpenError::Header { path, source: Box::new(source) })
+    header.upgrade().map_err(|source| OpenError::Header(Box::new(source)))
 }
 
 fn check_version(found: VersionStrings) -> Result<(), OpenError> {

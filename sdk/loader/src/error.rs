@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use infranetes_sdk::ProviderError;
-use infranetes_sdk::bridge::abi;
+use infranetes_sdk::bridge::{self, abi};
 
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, major};
 use crate::signature::SignatureError;
 
 /// A refusal. The message names the file, what was expected, what was found, and what to do next.
@@ -23,14 +23,16 @@ pub enum LoadError {
         source: std::io::Error,
     },
     /// A directory, a pipe, a device.
-    #[error("{path} is not a regular file; `plugin` has to name the .so file itself", path = path.display())]
+    #[error("{path} is {found}, not a regular file; `plugin` has to name the .so file itself", path = path.display())]
     NotRegular {
         /// The plugin.
         path: PathBuf,
+        /// What it is.
+        found: &'static str,
     },
     /// Somebody else owns the file or a directory above it.
     #[error(
-        "{path} is owned by uid {uid}; it must belong to root or to the user of this process (chown root)",
+        "{path} is owned by uid {uid}; it must belong to root or to the user of this process: `chown root {path}`",
         path = path.display()
     )]
     Owner {
@@ -41,7 +43,7 @@ pub enum LoadError {
     },
     /// Somebody else may write the file or a directory above it.
     #[error(
-        "{path} can be written by others (mode {mode:o}); take that right away (chmod go-w)",
+        "{path} can be written by others (mode {mode:o}); `chmod go-w {path}` takes that right away",
         path = path.display()
     )]
     Writable {
@@ -51,7 +53,11 @@ pub enum LoadError {
         mode: u32,
     },
     /// Larger than any plugin.
-    #[error("{path} has {bytes} bytes, more than the {limit} that a plugin may have", path = path.display())]
+    #[error(
+        "{path} has {bytes} bytes, more than the {limit} that a plugin may have; build it without debugging symbols \
+         (strip = true)",
+        path = path.display()
+    )]
     TooLarge {
         /// The plugin.
         path: PathBuf,
@@ -117,25 +123,32 @@ pub enum LoadError {
         #[source]
         source: std::io::Error,
     },
-    /// Not an ELF file, or a cut off one.
-    #[error("{path} is not a shared library; build the provider with crate-type = [\"cdylib\"]", path = path.display())]
+    /// Not an ELF file, or one of another kind: text, an archive, an object file, a core dump.
+    #[error(
+        "{path} is not a shared library but {found}; build the provider with crate-type = [\"cdylib\"], and name the .so that \
+         comes out",
+        path = path.display()
+    )]
     NotALibrary {
+        /// The plugin.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// An ELF file that does not hang together: cut off, or written over.
+    #[error("{path} is not a shared library as a linker leaves it: it is cut off or damaged; install the file again", path = path.display())]
+    Damaged {
         /// The plugin.
         path: PathBuf,
         /// What the parser says.
         #[source]
         source: object::Error,
     },
-    /// An object file, a core dump, a static program.
-    #[error("{path} is {found}, not a shared library; build the provider with crate-type = [\"cdylib\"]", path = path.display())]
-    NotDynamic {
-        /// The plugin.
-        path: PathBuf,
-        /// What it is.
-        found: String,
-    },
     /// Built for other hardware.
-    #[error("{path} is built for {found}, this host is {expected}; build it for {expected}", path = path.display())]
+    #[error(
+        "{path} is built for {found}, this host is {expected}; build it with --target {target}",
+        path = path.display(), target = bridge::MANIFEST_TARGET
+    )]
     Architecture {
         /// The plugin.
         path: PathBuf,
@@ -146,8 +159,8 @@ pub enum LoadError {
     },
     /// A library, but without a manifest.
     #[error(
-        "{path} is a shared library, but not an infranetes provider (no {section} section); does it call \
-         export_provider!?",
+        "{path} is a shared library, but not an infranetes provider (no {section} section); its crate has to call \
+         export_provider!",
         path = path.display(), section = abi::manifest::SECTION
     )]
     NotAProvider {
@@ -178,9 +191,9 @@ pub enum LoadError {
     },
     /// Another major version of the ABI.
     #[error(
-        "provider {} {} ({path}) speaks ABI {} (sdk {}), this host speaks ABI {expected}; rebuild it with a matching \
-         infranetes-sdk",
-        manifest.name, manifest.version, manifest.abi, manifest.sdk, path = path.display()
+        "provider {} {} ({path}) speaks ABI {} (sdk {}), this host speaks ABI {expected}; rebuild it with an infranetes-sdk \
+         of ABI {}",
+        manifest.name, manifest.version, manifest.abi, manifest.sdk, major(expected), path = path.display()
     )]
     AbiVersion {
         /// The plugin.
@@ -202,7 +215,7 @@ pub enum LoadError {
     },
     /// Its panics would end the host.
     #[error(
-        "{path} is built with panic={found}: one bug in it would take this process down; build it with panic=unwind",
+        "{path} is built with panic={found}: one bug in it would take this process down; build it with panic = \"unwind\"",
         path = path.display()
     )]
     PanicAbort {
@@ -219,6 +232,14 @@ pub enum LoadError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// A child process refuses it, in the words that this one would use.
+    #[error("{said}")]
+    Probed {
+        /// The plugin.
+        path: PathBuf,
+        /// The refusal.
+        said: String,
     },
     /// It did not survive being opened in a child process.
     #[error("{path} was tried out in a child process, which ended with {outcome}; install the file again", path = path.display())]
@@ -254,7 +275,16 @@ pub enum LoadError {
     /// The process of the plugin refuses it, in the words that this one would use.
     #[error(transparent)]
     Isolated(Box<ProviderError>),
-    /// The linker, or the check of its types, refuses it.
+    /// The linker refuses it: a library that it needs is not there, or lacks something.
+    #[error("the dynamic linker refuses {path}; `ldd {path}` tells what it needs of this host", path = path.display())]
+    Linker {
+        /// The plugin.
+        path: PathBuf,
+        /// What the linker says.
+        #[source]
+        source: LinkerSays,
+    },
+    /// The check of its types refuses it.
     #[error("{path} cannot be used; rebuild it with a released infranetes-sdk", path = path.display())]
     Abi {
         /// The plugin.
@@ -305,3 +335,8 @@ pub enum LoadError {
         path: PathBuf,
     },
 }
+
+/// What the dynamic linker says, about the file by the name that it was given.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct LinkerSays(pub(crate) String);

@@ -35,7 +35,7 @@ pub mod signature;
 mod start;
 mod vet;
 
-pub use error::LoadError;
+pub use error::{LinkerSays, LoadError};
 pub use manifest::Manifest;
 pub use probe::{probe, probe_opened};
 pub use start::{LoadedPlugin, Loader, PluginSpec};

@@ -55,8 +55,15 @@ pub(crate) async fn in_child(probe: &Probe, vetted: &Vetted) -> Result<(), LoadE
         Ok(Ok(output)) if output.status.success() => Ok(()),
         Ok(Ok(output)) => {
             let said = String::from_utf8_lossy(&output.stderr);
-            let last = said.lines().last().unwrap_or("it said nothing");
-            Err(refused(format!("{}: {last}", output.status)))
+            match (output.status.code(), said.lines().last()) {
+                (Some(REFUSED), Some(said)) => {
+                    Err(LoadError::Probed { path: vetted.path.clone(), said: said.to_owned() })
+                }
+                (_, last) => {
+                    let last = last.unwrap_or("it said nothing");
+                    Err(refused(format!("{}: {last}", output.status)))
+                }
+            }
         }
         Ok(Err(source)) => Err(no_probe(source)),
         Err(_) => Err(refused(format!("no answer within {} s", PROBE_TIMEOUT.as_secs()))),
@@ -65,3 +72,5 @@ pub(crate) async fn in_child(probe: &Probe, vetted: &Vetted) -> Result<(), LoadE
 
 /// Vetting and linking take milliseconds.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
+/// The exit code of a probe that refuses a file, and says so in its last line.
+const REFUSED: i32 = 1;

@@ -1,5 +1,6 @@
 //! From a vetted file to running providers.
 
+use std::error::Error;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use infranetes_sdk::{
 use prost::Message;
 use tokio::runtime::Handle;
 
-use crate::error::LoadError;
+use crate::error::{LinkerSays, LoadError};
 use crate::files;
 use crate::isolation::{self, Helper, Isolated, Isolation};
 use crate::manifest::Manifest;
@@ -453,9 +454,23 @@ pub(crate) fn open_vetted(vetted: Vetted) -> Result<(LoadedFile, PluginModuleRef
     let Vetted { manifest, sha256, file, path, .. } = vetted;
     let kept =
         files::keep(file).map_err(|source| LoadError::Read { path: path.clone(), source })?;
-    let module = abi::open::open(&kept, &manifest.symbol)
-        .map_err(|source: OpenError| LoadError::Abi { path, source })?;
+    let module =
+        abi::open::open(&kept, &manifest.symbol).map_err(|error| not_opened(path, &kept, error))?;
     Ok((LoadedFile { manifest, sha256 }, module))
+}
+
+/// The linker knows the file by its descriptor; who reads its message does not.
+fn not_opened(path: PathBuf, kept: &Path, error: OpenError) -> LoadError {
+    match error {
+        OpenError::Linker(source) => {
+            // The outer error only says which function failed.
+            let said = source.source().map_or_else(|| source.to_string(), ToString::to_string);
+            let name = |path: &Path| path.display().to_string();
+            let source = LinkerSays(said.replace(&name(kept), &name(&path)));
+            LoadError::Linker { path, source }
+        }
+        source => LoadError::Abi { path, source },
+    }
 }
 
 pub(crate) fn read_status(status: &[u8]) -> ProviderError {

@@ -1,7 +1,7 @@
 //! Looks at a file before any of its code runs.
 
 use std::fs::File;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use ring::digest::{Context, SHA256, digest};
@@ -58,7 +58,8 @@ pub fn vet_with(path: &Path, trust: &Trust) -> Result<Vetted, LoadError> {
 
     let metadata = file.metadata().map_err(open)?;
     if !metadata.is_file() {
-        return Err(LoadError::NotRegular { path: path.into() });
+        let found = kind_of(metadata.file_type());
+        return Err(LoadError::NotRegular { path: path.into(), found });
     }
     check_ownership(path, &metadata, false)?;
     for directory in given.ancestors().skip(1).chain(real.ancestors().skip(1)) {
@@ -133,6 +134,15 @@ impl Vetted {
             hash.update(&piece[..bytes]);
             offset += bytes as u64;
         }
+    }
+}
+
+fn kind_of(found: std::fs::FileType) -> &'static str {
+    match found {
+        found if found.is_dir() => "a directory",
+        found if found.is_fifo() => "a pipe",
+        found if found.is_socket() => "a socket",
+        _ => "a device",
     }
 }
 

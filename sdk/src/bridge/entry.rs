@@ -119,8 +119,25 @@ fn prepare<P: Plugin>(
 fn parse_config<C: serde::de::DeserializeOwned>(json: &str) -> Result<C> {
     let json = if json.trim().is_empty() { "{}" } else { json };
     serde_json::from_str(json).map_err(|source| {
-        ProviderError::invalid("the provider's configuration is wrong").with_source(source)
+        let wrong = ProviderError::invalid("the provider's configuration ([config]) is wrong");
+        match source.is_data() {
+            true => wrong.with_source(WrongField::of(&source)),
+            false => wrong.with_source(source),
+        }
     })
+}
+
+/// What is wrong with a value. Where it stands in JSON is left out, because nobody wrote that: people write TOML.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct WrongField(String);
+
+impl WrongField {
+    fn of(error: &serde_json::Error) -> Self {
+        let place = format!(" at line {} column {}", error.line(), error.column());
+        let text = error.to_string();
+        Self(text.strip_suffix(&place).unwrap_or(&text).to_owned())
+    }
 }
 
 fn make_runtime(
