@@ -12,6 +12,7 @@ mod product;
 mod program;
 mod progress;
 mod setup;
+mod skew;
 mod test;
 mod tidy;
 mod workspace;
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Command {
-    /// Measures, side by side with what we stand on: `bench boot`.
+    /// Measures, side by side with what we stand on: `bench boot`, `bench abi`.
     Bench(demo::Arguments),
     /// Checks format, lints, the map of the crates and licences: the quick part of what CI runs.
     Check,
@@ -53,6 +54,8 @@ enum Command {
     Setup,
     /// Runs the simulated world: crashes at every point of a sandbox's life.
     Sim(demo::Arguments),
+    /// Runs plugins of other compilers, profiles, dependencies and ABI minors in this host, as far as rustup has them.
+    Skew(skew::Options),
     /// Runs all tests, real machines included.
     Test(test::Options),
     /// Checks what compilers do not: crate edges, the top level, file sizes, links, unfinished code.
@@ -71,6 +74,7 @@ impl Command {
             Command::Guest(options) => guest::run(workspace, options),
             Command::NewProvider(options) => new_provider::run(workspace, options),
             Command::Setup => setup::run(workspace),
+            Command::Skew(options) => skew::run(workspace, options),
             Command::Tidy => tidy::run(workspace),
         }
     }

@@ -68,6 +68,21 @@ impl Program {
         String::from_utf8(output.stdout).with_context(|| format!("`{name}` wrote no UTF-8"))
     }
 
+    /// Runs it; all that it wrote is part of the error if it fails, and is lost if it does not.
+    pub(crate) fn quietly(self) -> Result<()> {
+        let name = self.name.clone();
+        let output = self.outcome()?;
+        if !output.status.success() {
+            let said = [output.stdout, output.stderr].concat();
+            bail!(
+                "`{name}` failed: {}; it said:\n{}",
+                output.status,
+                String::from_utf8_lossy(&said)
+            );
+        }
+        Ok(())
+    }
+
     /// Runs it; its failure is no error of ours.
     pub(crate) fn outcome(mut self) -> Result<Output> {
         let output = self.command.stdin(Stdio::null()).output();

@@ -29,6 +29,8 @@ pub(crate) struct Package {
     #[serde(default)]
     pub(crate) license: Option<String>,
     #[serde(default)]
+    pub(crate) rust_version: Option<String>,
+    #[serde(default)]
     pub(crate) keywords: Vec<String>,
     #[serde(default)]
     pub(crate) categories: Vec<String>,
@@ -72,6 +74,12 @@ impl Workspace {
     /// Where cargo builds, and where commands keep what they fetched and made; outside of the tree that git tracks.
     pub(crate) fn target(&self) -> &Path {
         &self.target_directory
+    }
+
+    /// The oldest compiler that the SDK promises to its authors, as `rust-version` has it.
+    pub(crate) fn rust_version(&self) -> &str {
+        let sdk = self.packages.iter().find(|package| package.name == "infranetes-sdk");
+        sdk.and_then(|package| package.rust_version.as_deref()).unwrap_or("1")
     }
 
     /// Where programs and plugins lie after `cargo build --release`.

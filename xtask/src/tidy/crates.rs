@@ -155,6 +155,7 @@ mod tests {
             publish: None,
             description: None,
             license: None,
+            rust_version: None,
             keywords: Vec::new(),
             categories: Vec::new(),
             metadata: serde_json::Value::Null,
