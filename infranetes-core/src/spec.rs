@@ -58,6 +58,24 @@ pub struct IdRange {
     pub count: u32,
 }
 
+impl UserNamespace {
+    /// Whose something is in the machine that is this user's and this group's in the pod. What the pod has no number for is
+    /// nobody's.
+    pub fn in_machine(&self, uid: u32, gid: u32) -> (u32, u32) {
+        (self.uids.in_machine(uid), self.gids.in_machine(gid))
+    }
+}
+
+impl IdRange {
+    fn in_machine(self, number: u32) -> u32 {
+        let within = (number < self.count).then(|| self.first.checked_add(number));
+        within.flatten().unwrap_or(NOBODY)
+    }
+}
+
+/// The highest number there is: no range of a pod gets there.
+const NOBODY: u32 = u32::MAX - 1;
+
 /// Who a sandbox is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PodIdentity {

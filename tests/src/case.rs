@@ -41,6 +41,25 @@ pub async fn run(provider: &str, case: impl AsyncFnOnce(&mut Case) -> Result<()>
     nothing_left(&before, &[]).await
 }
 
+/// Makes one test per provider of each of these cases, which are functions of the file.
+#[macro_export]
+macro_rules! on_both {
+    ($($case:ident),* $(,)?) => {
+        mod process {
+            $(#[tokio::test]
+            async fn $case() -> anyhow::Result<()> {
+                $crate::case::run("process", super::$case).await
+            })*
+        }
+        mod qemu {
+            $(#[tokio::test]
+            async fn $case() -> anyhow::Result<()> {
+                $crate::case::run("qemu", super::$case).await
+            })*
+        }
+    };
+}
+
 /// Only one holder at a time in this process.
 pub async fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::const_new(());

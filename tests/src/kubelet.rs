@@ -1,5 +1,7 @@
 //! What a kubelet does on the node for a pod's mounts: directories, volumes that are swapped as a whole, parts that are mounted.
 
+pub mod world;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

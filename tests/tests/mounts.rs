@@ -5,32 +5,15 @@ use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use infranetes_cri::api::v1::{self as cri, ContainerState};
+use infranetes_cri::api::v1 as cri;
 use infranetes_tests::case::{self, Case};
-use infranetes_tests::client::{Client, Pod, container};
 use infranetes_tests::image::TestImage;
-use infranetes_tests::kubelet::{PodDir, mount};
+use infranetes_tests::kubelet::mount;
+use infranetes_tests::kubelet::world::World;
 use infranetes_tests::layer::Layer;
+use infranetes_tests::on_both;
 use infranetes_tests::wait::until;
 use tonic::Code;
-
-/// One test per provider for each case.
-macro_rules! on_both {
-    ($($case:ident),* $(,)?) => {
-        mod process {
-            $(#[tokio::test]
-            async fn $case() -> anyhow::Result<()> {
-                super::case::run("process", super::$case).await
-            })*
-        }
-        mod qemu {
-            $(#[tokio::test]
-            async fn $case() -> anyhow::Result<()> {
-                super::case::run("qemu", super::$case).await
-            })*
-        }
-    };
-}
 
 on_both!(
     a_pod_has_all_that_a_kubelet_mounts_in_every_pod,
@@ -53,58 +36,8 @@ mod process_alone {
     }
 }
 
-/// A pod of a kubelet whose root is in the node's directory.
-struct World {
-    client: Client,
-    pod: Pod,
-    dir: PodDir,
-    sandbox: String,
-}
-
-async fn world(case: &mut Case, name: &str, keys: &str) -> Result<World> {
-    let kubelet_dir = case.node.path("kubelet");
-    fs::create_dir_all(&kubelet_dir)?;
-    let mounts = format!("[mounts]\nkubelet_dir = \"{}\"\n{keys}", kubelet_dir.display());
-    case.configure(&mounts).await?;
-    let mut client = case.client();
-    client.pull(&case.image).await?;
-    let pod = case.pod(name);
-    let sandbox = client.run_pod(&pod).await?;
-    let uid = pod.config().metadata.unwrap_or_default().uid;
-    Ok(World { client, dir: PodDir::new(&kubelet_dir, &uid)?, pod, sandbox })
-}
-
-impl World {
-    async fn run(
-        &mut self,
-        name: &str,
-        image: &str,
-        script: &str,
-        mounts: Vec<cri::Mount>,
-    ) -> Result<String, tonic::Status> {
-        let config =
-            cri::ContainerConfig { mounts, ..container(name, image, &["sh", "-c", script]) };
-        self.client.run_container(&self.sandbox, &self.pod, config).await
-    }
-
-    /// What a command in a container prints.
-    async fn sh(&mut self, container: &str, script: &str) -> Result<String> {
-        let result = self.client.exec(container, &["sh", "-c", script]).await?;
-        let text =
-            [result.stdout, result.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
-        ensure!(result.exit_code == 0, "{script}: {text:?}");
-        Ok(text[0].trim().to_owned())
-    }
-
-    async fn exited(&mut self, id: &str) -> Result<cri::ContainerStatus> {
-        self.client
-            .wait_container(id, ContainerState::ContainerExited, Duration::from_secs(60))
-            .await
-    }
-}
-
 async fn a_pod_has_all_that_a_kubelet_mounts_in_every_pod(case: &mut Case) -> Result<()> {
-    let mut world = world(case, "every", "").await?;
+    let mut world = World::new(case, "every", "").await?;
     let dir = &mut world.dir;
     let token =
         dir.kept("projected", "token", &[("token", "s3cr3t-t0ken"), ("namespace", "default")])?;
@@ -129,7 +62,10 @@ async fn a_pod_has_all_that_a_kubelet_mounts_in_every_pod(case: &mut Case) -> Re
         mount(&shared, "/shared", false),
     ];
     let one = world.run("one", &case.image, "sleep 600", mounts.clone()).await?;
-    let two = vec![mount(&disk, "/d", false), mount(&memory, "/m", true)];
+    // Nothing of the node is ever mounted below an emptyDir: whoever wants to see it misses nothing.
+    let mut slave = mount(&disk, "/d", false);
+    slave.propagation = cri::MountPropagation::PropagationHostToContainer as i32;
+    let two = vec![slave, mount(&memory, "/m", true)];
     let two = world.run("two", &case.image, "sleep 600", two).await?;
 
     let seen = [
@@ -175,7 +111,7 @@ async fn a_pod_has_all_that_a_kubelet_mounts_in_every_pod(case: &mut Case) -> Re
 }
 
 async fn changes_of_the_node_follow_as_a_whole(case: &mut Case) -> Result<()> {
-    let mut world = world(case, "follow", "").await?;
+    let mut world = World::new(case, "follow", "").await?;
     let dir = &mut world.dir;
     let config = dir.kept("configmap", "config", &[("a", "0"), ("b", "0")])?;
     let part = dir.part("config", "one", 0, &config.join("..data"))?;
@@ -240,7 +176,7 @@ async fn changes_of_the_node_follow_as_a_whole(case: &mut Case) -> Result<()> {
 }
 
 async fn what_a_container_wrote_is_on_the_node_when_it_has_exited(case: &mut Case) -> Result<()> {
-    let mut world = world(case, "words", "write_back_kib = 4\n").await?;
+    let mut world = World::new(case, "words", "write_back_kib = 4\n").await?;
     let hosts = world.dir.hosts("1.1.1.1 old\n")?;
     for (name, script, expected) in [
         ("short", "echo -n last words > /dev/termination-log; exit 3", "last words".to_owned()),
@@ -300,7 +236,7 @@ async fn what_a_container_wrote_is_on_the_node_when_it_has_exited(case: &mut Cas
 }
 
 async fn images_are_mounted_read_only(case: &mut Case) -> Result<()> {
-    let mut world = world(case, "images", "").await?;
+    let mut world = World::new(case, "images", "").await?;
     let model = format!("{}/model:1", case.registry.host());
     let mut layer = Layer::default();
     layer.dir("weights", 0o755)?;
@@ -353,7 +289,7 @@ async fn paths_of_the_node_are_copied_by_policy(case: &mut Case) -> Result<()> {
         allowed.display(),
         scratch.display()
     );
-    let mut world = world(case, "policy", &keys).await?;
+    let mut world = World::new(case, "policy", &keys).await?;
     let mounts = vec![
         mount(&allowed, "/allowed", true),
         mount(&allowed.join("in"), "/link", true),
@@ -408,7 +344,7 @@ async fn what_cannot_be_mounted_is_refused_and_says_why(case: &mut Case) -> Resu
     let deep = (0..80).fold(at("deep"), |path, _| path.join("d"));
     fs::create_dir_all(deep)?;
     let keys = "scratch_host_paths = [\"/\"]\ncopy_mib = 1\ncopy_entries = 70\n";
-    let mut world = world(case, "refused", keys).await?;
+    let mut world = World::new(case, "refused", keys).await?;
     let claim = world.dir.volume("csi", "claim")?.join("mount");
     fs::create_dir(&claim)?;
     fs::write(claim.join("data"), "data")?;

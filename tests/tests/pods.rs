@@ -7,25 +7,8 @@ use infranetes_cri::api::v1::{self as cri, ContainerState, PodSandboxState};
 use infranetes_tests::case::{self, Case};
 use infranetes_tests::client::container;
 use infranetes_tests::footprint::processes_with;
+use infranetes_tests::on_both;
 use infranetes_tests::wait::until;
-
-/// One test per provider for each case.
-macro_rules! on_both {
-    ($($case:ident),* $(,)?) => {
-        mod process {
-            $(#[tokio::test]
-            async fn $case() -> anyhow::Result<()> {
-                super::case::run("process", super::$case).await
-            })*
-        }
-        mod qemu {
-            $(#[tokio::test]
-            async fn $case() -> anyhow::Result<()> {
-                super::case::run("qemu", super::$case).await
-            })*
-        }
-    };
-}
 
 on_both!(
     a_pod_with_two_containers_lives_and_goes,

@@ -9,25 +9,8 @@ use infranetes_cri::api::v1::{self as cri, ContainerEventType as Kind};
 use infranetes_tests::case::{self, Case};
 use infranetes_tests::client::{Client, container};
 use infranetes_tests::footprint::processes_with;
+use infranetes_tests::on_both;
 use infranetes_tests::wait::until;
-
-/// One test per provider for each case.
-macro_rules! on_both {
-    ($($case:ident),* $(,)?) => {
-        mod process {
-            $(#[tokio::test]
-            async fn $case() -> anyhow::Result<()> {
-                super::case::run("process", super::$case).await
-            })*
-        }
-        mod qemu {
-            $(#[tokio::test]
-            async fn $case() -> anyhow::Result<()> {
-                super::case::run("qemu", super::$case).await
-            })*
-        }
-    };
-}
 
 on_both!(
     figures_grow_with_what_a_container_does,

@@ -6,29 +6,12 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use infranetes_tests::case::{self, Case};
 use infranetes_tests::client::{Client, Pod, container};
+use infranetes_tests::on_both;
 use infranetes_tests::streams::kubectl::{Kubectl, forwarded_port};
 use infranetes_tests::streams::{self, Forward, Session, Socket, Wanted, tunnelled};
 use infranetes_tests::wait::until;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
-
-/// One test per provider for each case.
-macro_rules! on_both {
-    ($($case:ident),* $(,)?) => {
-        mod process {
-            $(#[tokio::test]
-            async fn $case() -> anyhow::Result<()> {
-                super::case::run("process", super::$case).await
-            })*
-        }
-        mod qemu {
-            $(#[tokio::test]
-            async fn $case() -> anyhow::Result<()> {
-                super::case::run("qemu", super::$case).await
-            })*
-        }
-    };
-}
 
 on_both!(
     commands_have_their_streams_and_tell_how_they_ended,

@@ -10,8 +10,8 @@ use infranetes_agent_protocol::v1::{
     StopContainerResponse, UpdateContainerRequest, UpdateContainerResponse,
 };
 use infranetes_sdk::container::{
-    ContainerRef, ContainerState, ListContainersRequest, Mount,
-    StopContainerRequest as SdkStopContainerRequest,
+    ContainerRef, ContainerState, CreateContainerRequest as SdkCreateContainerRequest,
+    ListContainersRequest, Mount, StopContainerRequest as SdkStopContainerRequest,
 };
 use infranetes_sdk::{CallContext, ContainerProvider, ErrorKind, ProviderError};
 use tonic::Status;
@@ -27,7 +27,7 @@ pub(super) async fn create(
     check_id(&request.id)?;
     let id = request.id.clone();
     let mut request = convert::create(request)?;
-    add_etc(machine, &mut request.mounts);
+    add_etc(machine, &mut request)?;
     let provider = provider(machine).await?;
     machine.volumes.mount(&id, &mut request.mounts).map_err(|error| volumes::status(&error))?;
     let created = provider.create(context("create", &id, CREATE_TIMEOUT), request).await;
@@ -172,10 +172,17 @@ fn gone_is_success(result: Result<(), ProviderError>) -> Result<(), Status> {
 }
 
 /// The pod's resolv.conf, hosts and hostname, unless the node brings its own.
-fn add_etc(machine: &Machine, mounts: &mut Vec<Mount>) {
+fn add_etc(machine: &Machine, request: &mut SdkCreateContainerRequest) -> Result<(), Status> {
+    let users = request.namespaces.as_ref().and_then(|namespaces| namespaces.users);
+    let mounts = &mut request.mounts;
     for (source, destination) in machine.etc.mounts() {
         if mounts.iter().any(|mount| mount.destination == destination) {
             continue;
+        }
+        if let Some(users) = users {
+            // All containers of a pod have the same.
+            std::os::unix::fs::chown(&source, Some(users.first_uid), Some(users.first_gid))
+                .map_err(|error| Status::internal(format!("cannot give away a file: {error}")))?;
         }
         mounts.push(Mount {
             source: source.display().to_string(),
@@ -185,6 +192,7 @@ fn add_etc(machine: &Machine, mounts: &mut Vec<Mount>) {
             ..Mount::default()
         });
     }
+    Ok(())
 }
 
 /// Ids become names of files and cgroups.

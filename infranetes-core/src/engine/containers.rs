@@ -35,7 +35,7 @@ use crate::error::{Cause, EngineError, FailureKind};
 use crate::ids::{ContainerId, SandboxId};
 use crate::record::{Change, Table, container};
 use crate::session::{AgentSession, ObservedContainer};
-use crate::spec::{ContainerResources, ContainerSpec};
+use crate::spec::{ContainerResources, ContainerSpec, UserNamespace};
 use crate::status::ContainerState;
 
 /// The containers of a sandbox.
@@ -117,11 +117,12 @@ impl Containers {
     pub(crate) fn new(
         node: Arc<Node>,
         sandbox: SandboxId,
+        users: Option<UserNamespace>,
         known: Vec<(ContainerLife, LogMark)>,
     ) -> Self {
         let held = known.into_iter().map(|(life, mark)| (life.id.clone(), Held::new(life, mark)));
         Self {
-            deliveries: Arc::new(Deliveries::new(node.clone())),
+            deliveries: Arc::new(Deliveries::new(node.clone(), users)),
             refreshing: false,
             refresh_again: false,
             node,

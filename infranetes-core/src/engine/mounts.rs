@@ -3,15 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures::TryStreamExt;
 use sha2::{Digest, Sha256};
 
 use crate::engine::node::Node;
 use crate::error::{Cause, EngineError};
 use crate::mounts::{
     Entry, EntryKind, Facts, FilesError, Follow, MountError, MountSource, MountSpec, NodeKind,
-    NodePath, Place, place,
+    NodePath, Part, Parts, Place, Propagation, place,
 };
 use crate::session::{MachineImage, VolumeMount, VolumeMountSource};
+use crate::spec::{SandboxSpec, UserNamespace};
 
 /// All mounts of one container.
 #[derive(Default)]
@@ -68,7 +70,7 @@ impl Kept {
 /// Finds out what a container's mounts need, looking at the node's files and images.
 pub(crate) async fn plan(
     node: &Arc<Node>,
-    pod_uid: &str,
+    sandbox: &SandboxSpec,
     wanted: &[MountSpec],
 ) -> Result<Mounts, EngineError> {
     let mut mounts = Mounts::default();
@@ -77,7 +79,7 @@ pub(crate) async fn plan(
             destination: spec.destination.clone(),
             cause: Cause::of(error.kind(), &error),
         };
-        spec.check().map_err(failed)?;
+        spec.check(sandbox.users).map_err(failed)?;
         match &spec.source {
             MountSource::Image { image, sub_path, .. } => {
                 let image = node.parts.images.resolve(image).await?.image;
@@ -87,7 +89,7 @@ pub(crate) async fn plan(
                 mounts.images.push(image);
             }
             MountSource::Node(path) => {
-                let planner = Planner { node, pod_uid, spec };
+                let planner = Planner { node, pod_uid: &sandbox.pod.uid, spec };
                 planner.plan(path, &mut mounts).await.map_err(failed)?;
             }
         }
@@ -108,6 +110,7 @@ impl Planner<'_> {
             Place::EmptyDir { volume, part } => self.empty_dir(volume, &part, into).await,
             Place::Kept { path, follow } => self.copy(path, follow, into).await,
             Place::Plugin { path, plugin, name, follow } => {
+                self.spec.is_private()?;
                 self.plugin(&plugin, &name)?;
                 self.copy(path, follow, into).await
             }
@@ -131,11 +134,13 @@ impl Planner<'_> {
             }
             Place::Kept { .. } => self.copy(path, Follow::No, into).await,
             Place::Plugin { plugin, name, .. } => {
+                self.spec.is_private()?;
                 self.plugin(&plugin, &name)?;
                 self.copy(path, Follow::No, into).await
             }
             Place::SubPath(_) => Err(no_part()),
             Place::Host(origin) => {
+                self.spec.is_private()?;
                 policy.allow(&origin, self.spec.read_only)?;
                 self.copy(path, Follow::No, into).await
             }
@@ -195,6 +200,7 @@ impl Planner<'_> {
 
     /// A copy of any other path, as far as the operator allows it.
     async fn host(&self, path: &Path, into: &mut Mounts) -> Result<(), MountError> {
+        self.spec.is_private()?;
         let policy = &self.node.config.mounts;
         let resolved = self.node.parts.files.resolve(path).await?;
         policy.allow(&resolved, self.spec.read_only)?;
@@ -252,6 +258,9 @@ fn mount(spec: &MountSpec, source: VolumeMountSource, sub_path: String) -> Volum
         VolumeMountSource::Volume(_) => vec!["bind".to_owned(), access.to_owned()],
         VolumeMountSource::Image(_) => vec![access.to_owned()],
     };
+    if spec.propagation == Propagation::HostToContainer {
+        options.push("rslave".to_owned());
+    }
     options.extend(spec.options.iter().cloned());
     VolumeMount { destination: spec.destination.clone(), source, sub_path, options }
 }
@@ -267,10 +276,22 @@ fn volume_id(kind: &str, path: &NodePath) -> String {
     hex::encode(&hash.finalize()[..16])
 }
 
+/// The parts of a volume with the owners that they have in a machine where the pod's users are others.
+pub(crate) fn owned(parts: Parts, users: UserNamespace) -> Parts {
+    let owned = move |part| match part {
+        Part::Entry(mut entry) => {
+            (entry.uid, entry.gid) = users.in_machine(entry.uid, entry.gid);
+            Part::Entry(entry)
+        }
+        data @ Part::Data(_) => data,
+    };
+    Box::pin(parts.map_ok(owned))
+}
+
 /// The parts of a volume that is not a copy.
-pub(crate) fn only(root: Entry) -> crate::mounts::Parts {
+pub(crate) fn only(root: Entry) -> Parts {
     debug_assert!(root.kind == EntryKind::Directory);
-    Box::pin(futures::stream::iter([Ok(crate::mounts::Part::Entry(root))]))
+    Box::pin(futures::stream::iter([Ok(Part::Entry(root))]))
 }
 
 const SUBMOUNTS_MAX: usize = 32;

@@ -95,7 +95,8 @@ impl SandboxTask {
         containers: Vec<(ContainerLife, LogMark)>,
         (requests, link): Room,
     ) -> Self {
-        let containers = Containers::new(node.clone(), life.id.clone(), containers);
+        let containers =
+            Containers::new(node.clone(), life.id.clone(), life.spec.users, containers);
         Self {
             node,
             seen: Seen::default(),

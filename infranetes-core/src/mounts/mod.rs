@@ -30,6 +30,8 @@ pub use files::{
 pub(crate) use place::{Follow, Place, place};
 pub use policy::{MountError, MountPolicy};
 
+use crate::spec::UserNamespace;
+
 /// A mount that a caller wants in a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountSpec {
@@ -47,6 +49,8 @@ pub struct MountSpec {
     pub selinux_relabel: bool,
     /// Further options of the mount.
     pub options: Vec<String>,
+    /// Owners are to be mapped so. It has to be the pod's own mapping, by which they are mapped in any case.
+    pub users: Option<UserNamespace>,
 }
 
 /// What is mounted.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{FilesError, Limits, MountSource, MountSpec, Propagation};
 use crate::error::FailureKind;
+use crate::spec::UserNamespace;
 
 /// What an operator says about mounts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +51,10 @@ impl MountPolicy {
 
 impl MountSpec {
     /// What can be said of a mount without looking at the node.
-    pub(crate) fn check(&self) -> Result<(), MountError> {
+    pub(crate) fn check(&self, users: Option<UserNamespace>) -> Result<(), MountError> {
+        if self.users.is_some() && self.users != users {
+            return Err(MountError::Users);
+        }
         if self.recursive_read_only && !self.read_only {
             return Err(MountError::Contradiction("it is recursively read-only but not read-only"));
         }
@@ -60,12 +64,20 @@ impl MountSpec {
             ));
         }
         match (self.propagation, &self.source) {
-            (Propagation::Private, MountSource::Image { .. }) if !self.read_only => {
+            (Propagation::Bidirectional, _) => Err(MountError::Propagation("BIDIRECTIONAL")),
+            (_, MountSource::Image { .. }) if !self.read_only => {
                 Err(MountError::Contradiction("an image can only be mounted read-only"))
             }
-            (Propagation::Private, _) => Ok(()),
-            (Propagation::HostToContainer, _) => Err(MountError::Propagation("HOST_TO_CONTAINER")),
-            (Propagation::Bidirectional, _) => Err(MountError::Propagation("BIDIRECTIONAL")),
+            (_, MountSource::Image { .. }) => self.is_private(),
+            (_, MountSource::Node(_)) => Ok(()),
+        }
+    }
+
+    /// For what may have other things of the node mounted below it later on: these would not be seen.
+    pub(crate) fn is_private(&self) -> Result<(), MountError> {
+        match self.propagation {
+            Propagation::HostToContainer => Err(MountError::Propagation("HOST_TO_CONTAINER")),
+            _ => Ok(()),
         }
     }
 }
@@ -81,6 +93,11 @@ pub enum MountError {
         "its propagation is {0}, and mounts of the node do not reach into a machine, nor the other way; only PRIVATE is possible"
     )]
     Propagation(&'static str),
+    /// Owners cannot be mapped in another way than the pod's users are.
+    #[error(
+        "its owners are mapped, and not as the pod's users are; that is the one way that is possible"
+    )]
+    Users,
     /// The policy does not allow it.
     #[error(
         "{0} is a path of the node, and pods in machines do not share its files; an operator can let machines have copies by `host_paths` or `scratch_host_paths` in [mounts] of the configuration"
@@ -126,9 +143,11 @@ impl MountError {
         match self {
             Self::Contradiction(_) | Self::NoPart(_) => FailureKind::Invalid,
             Self::Denied(_) | Self::Writable(_) => FailureKind::Denied,
-            Self::Propagation(_) | Self::Never { .. } | Self::Plugin { .. } | Self::HugePages => {
-                FailureKind::Unsupported
-            }
+            Self::Propagation(_)
+            | Self::Users
+            | Self::Never { .. }
+            | Self::Plugin { .. }
+            | Self::HugePages => FailureKind::Unsupported,
             Self::Files(error) => error.kind(),
         }
     }
@@ -146,6 +165,7 @@ const NEVER: [(&str, &str); 5] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::IdRange;
 
     #[test]
     fn what_contradicts_itself_or_cannot_be_promised_is_refused() {
@@ -161,7 +181,8 @@ mod tests {
             (node(), false, true, Private, "but not read-only"),
             (node(), true, true, HostToContainer, "propagation is not private"),
             (node(), true, true, Bidirectional, "propagation is not private"),
-            (node(), false, false, HostToContainer, "HOST_TO_CONTAINER"),
+            (node(), false, false, HostToContainer, ""),
+            (image(), true, false, HostToContainer, "HOST_TO_CONTAINER"),
             (node(), false, false, Bidirectional, "BIDIRECTIONAL"),
             (image(), true, false, Private, ""),
             (image(), true, true, Private, ""),
@@ -176,12 +197,41 @@ mod tests {
                 propagation,
                 selinux_relabel: false,
                 options: Vec::new(),
+                users: None,
             };
-            let said = spec.check().err().map(|error| error.to_string()).unwrap_or_default();
+            let said = spec.check(None).err().map(|error| error.to_string()).unwrap_or_default();
             assert!(
                 said.contains(refusal) && said.is_empty() == refusal.is_empty(),
                 "{spec:?}: {said}"
             );
+        }
+    }
+
+    #[test]
+    fn owners_are_mapped_as_the_pods_users_or_not_at_all() {
+        let users = |first| {
+            let range = IdRange { first, count: 10 };
+            UserNamespace { uids: range, gids: range }
+        };
+        let cases = [
+            (None, None, true),
+            (None, Some(100), true),
+            (Some(100), Some(100), true),
+            (Some(200), Some(100), false),
+            (Some(100), None, false),
+        ];
+        for (mount, pod, possible) in cases {
+            let spec = MountSpec {
+                destination: "/d".into(),
+                source: MountSource::Node("/x".into()),
+                read_only: true,
+                recursive_read_only: false,
+                propagation: Propagation::Private,
+                selinux_relabel: false,
+                options: Vec::new(),
+                users: mount.map(users),
+            };
+            assert_eq!(spec.check(pod.map(users)).is_ok(), possible, "{mount:?} in {pod:?}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::fields::UsersField;
 use crate::engine::mounts::Kept;
 use crate::mounts::{MountSource, MountSpec, NodePath, Propagation};
 
@@ -15,6 +16,8 @@ pub(crate) struct VolumeField {
     propagation: PropagationField,
     selinux_relabel: bool,
     options: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    users: Option<UsersField>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -65,6 +68,7 @@ impl From<&MountSpec> for VolumeField {
             },
             selinux_relabel: spec.selinux_relabel,
             options: spec.options.clone(),
+            users: spec.users.map(Into::into),
         }
     }
 }
@@ -89,6 +93,7 @@ impl From<VolumeField> for MountSpec {
             },
             selinux_relabel: field.selinux_relabel,
             options: field.options,
+            users: field.users.map(Into::into),
         }
     }
 }

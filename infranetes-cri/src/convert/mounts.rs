@@ -1,9 +1,11 @@
 //! Mounts of a container: what is asked for, and what status gives back. What is possible is the engine's to say.
 
 use infranetes_core::mounts::{MountSource, MountSpec, Propagation};
+use infranetes_core::spec::UserNamespace;
 use infranetes_core::status::ContainerStatus;
 
-use super::{Refusal, check};
+use super::status::id_mapping;
+use super::{Refusal, check, security};
 use crate::api::v1;
 
 type Result<T> = std::result::Result<T, Refusal>;
@@ -22,10 +24,13 @@ fn mount_spec(field: &str, mount: v1::Mount) -> Result<MountSpec> {
     if destination == "/" {
         return Err(Refusal::invalid(at("container_path"), "is the container's root itself"));
     }
-    if !(mount.uid_mappings.is_empty() && mount.gid_mappings.is_empty()) {
-        let problem = "owners cannot be mapped: machines have no user namespaces for pods";
-        return Err(Refusal::unsupported(at("uidMappings"), problem));
-    }
+    let (uids, gids) = (&mount.uid_mappings, &mount.gid_mappings);
+    let users = if uids.is_empty() && gids.is_empty() {
+        None
+    } else {
+        let uids = security::id_range(&at("uidMappings"), uids)?;
+        Some(UserNamespace { uids, gids: security::id_range(&at("gidMappings"), gids)? })
+    };
     if let Some(option) = mount.mount_options.iter().find(|one| !OPTIONS.contains(&one.as_str())) {
         let shown: String = option.chars().take(MAX_SHOWN).collect();
         let problem = format!("{shown:?} is not possible; these are: {}", OPTIONS.join(", "));
@@ -44,6 +49,7 @@ fn mount_spec(field: &str, mount: v1::Mount) -> Result<MountSpec> {
         propagation,
         selinux_relabel: mount.selinux_relabel,
         options: mount.mount_options,
+        users,
     })
 }
 
@@ -89,6 +95,8 @@ pub(super) fn given_back(
             selinux_relabel: spec.selinux_relabel,
             recursive_read_only: spec.recursive_read_only,
             mount_options: spec.options.clone(),
+            uid_mappings: spec.users.iter().map(|users| id_mapping(users.uids)).collect(),
+            gid_mappings: spec.users.iter().map(|users| id_mapping(users.gids)).collect(),
             propagation: match spec.propagation {
                 Propagation::Private => v1::MountPropagation::PropagationPrivate,
                 Propagation::HostToContainer => v1::MountPropagation::PropagationHostToContainer,

@@ -124,7 +124,8 @@ fn user_namespace(
     }
 }
 
-fn id_range(field: &str, mappings: &[v1::IdMapping]) -> Result<IdRange> {
+/// One mapping, from 0 on.
+pub(super) fn id_range(field: &str, mappings: &[v1::IdMapping]) -> Result<IdRange> {
     let [mapping] = mappings else {
         return Err(Refusal::invalid(
             field,

@@ -68,17 +68,17 @@ fn namespaces(spec: &SandboxSpec) -> v1::NamespaceOption {
         PidMode::Machine => v1::NamespaceMode::Node,
         PidMode::Target(_) => v1::NamespaceMode::Target,
     };
-    let mapping = |range: IdRange| v1::IdMapping {
-        host_id: range.first,
-        container_id: 0,
-        length: range.count,
-    };
     let userns_options = spec.users.map(|users| v1::UserNamespace {
         mode: v1::NamespaceMode::Pod as i32,
-        uids: vec![mapping(users.uids)],
-        gids: vec![mapping(users.gids)],
+        uids: vec![id_mapping(users.uids)],
+        gids: vec![id_mapping(users.gids)],
     });
     v1::NamespaceOption { pid: pid as i32, userns_options, ..Default::default() }
+}
+
+/// A mapping as it was asked for.
+pub(super) fn id_mapping(range: IdRange) -> v1::IdMapping {
+    v1::IdMapping { host_id: range.first, container_id: 0, length: range.count }
 }
 
 /// A container in a list. `image` is what it runs, if the node still has that.

@@ -5,7 +5,7 @@
 //! RUN/c/ID/rootfs           the mount
 //! RUN/c/ID/images/N         an image that it has mounted
 //! RUN/c/ID/log.N            output that nobody acknowledged
-//! ROOT/writable/ID/         the writable layer
+//! ROOT/writable/ID/         the writable layer, and what only changes the owners of images
 //! ```
 
 use std::fs;
@@ -21,7 +21,7 @@ use crate::container::{Container, Parts};
 use crate::convert::{self, Surroundings, Users};
 use crate::error::io_error;
 use crate::image::{ImageStore, make_private_dir, remove_tree};
-use crate::image_mounts::{mount_images, unmount_images};
+use crate::image_mounts::{Owned, mount_images, unmount_images};
 use crate::pause::Pause;
 use crate::rootfs::{Rootfs, make_dir_in, open_root};
 use crate::spool::{Spool, SpoolLimits};
@@ -80,7 +80,10 @@ impl Creator {
         rootfs.mount(&self.images.layers_dir(), &layers, self.images.form(), users.is_some())?;
         let root = open_root(&rootfs.mountpoint)?;
         let cgroup = self.cgroups.container(&self.cgroup_parent, &request.id);
-        let (with_images, used) = mount_images(&self.images, &bundle, &request)?;
+        let owned = users.as_ref();
+        let owned =
+            owned.map(|users| Owned { users: &users.map, dir: rootfs.writable.join(IMAGES) });
+        let (with_images, used) = mount_images(&self.images, &bundle, &request, owned)?;
         layers.extend(used);
         let spec = convert::spec(
             &with_images,
@@ -144,3 +147,4 @@ fn rootfs(run: &Path, root: &Path, id: &str) -> Rootfs {
 }
 
 const BUNDLES: &str = "c";
+const IMAGES: &str = "images";

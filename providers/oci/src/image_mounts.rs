@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! RUN/c/ID/images/N         the layers of the mount N of the request, read-only
+//! ROOT/writable/ID/images/N whose they are, for a pod with users of its own: a layer that only changes owners
 //! ```
 //!
 //! Nothing of an image can be written. Its programs can be run, as Kubernetes wants of these volumes.
@@ -11,14 +12,15 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use infranetes_sdk::v1::{CreateContainerRequest, Mount};
+use infranetes_sdk::v1::{CreateContainerRequest, Mount, UserNamespace};
 use infranetes_sdk::{ProviderError, Result};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::error::io_error;
 use crate::image::{ImageStore, LayerPath};
-use crate::rootfs::{mount_read_only, open_in, open_root, unmount};
+use crate::rootfs::{Rootfs, mount_read_only, open_in, open_root, unmount};
+use crate::users::shift_owners;
 
 /// Mounts every image that the request names, and gives the request with binds of these mounts in their place. Also the
 /// layers that are used so.
@@ -26,16 +28,26 @@ pub(crate) fn mount_images(
     images: &ImageStore,
     bundle: &Path,
     request: &CreateContainerRequest,
+    owned: Option<Owned<'_>>,
 ) -> Result<(CreateContainerRequest, Vec<LayerPath>)> {
     let mut request = request.clone();
     let mut used = Vec::new();
     for (number, mount) in request.mounts.iter_mut().enumerate() {
         if mount.r#type == IMAGE {
             let target = bundle.join(IMAGES).join(number.to_string());
-            used.extend(mount_one(images, &target, mount)?);
+            let number = number.to_string();
+            let owned =
+                owned.as_ref().map(|owned| Owned { dir: owned.dir.join(&number), ..*owned });
+            used.extend(mount_one(images, &target, mount, owned)?);
         }
     }
     Ok((request, used))
+}
+
+/// For a pod whose users are others in the machine: to whom an image's files are given, and where that is kept.
+pub(crate) struct Owned<'a> {
+    pub(crate) users: &'a UserNamespace,
+    pub(crate) dir: PathBuf,
 }
 
 /// Unmounts all of them; none is fine.
@@ -46,7 +58,12 @@ pub(crate) fn unmount_images(bundle: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn mount_one(images: &ImageStore, target: &Path, mount: &mut Mount) -> Result<Vec<LayerPath>> {
+fn mount_one(
+    images: &ImageStore,
+    target: &Path,
+    mount: &mut Mount,
+    owned: Option<Owned<'_>>,
+) -> Result<Vec<LayerPath>> {
     let image = mount.image.take();
     let image = image.ok_or_else(|| ProviderError::invalid("an image mount names no image"))?;
     if let Some(option) = mount.options.iter().find(|option| WRITABLE.contains(&option.as_str())) {
@@ -59,7 +76,14 @@ fn mount_one(images: &ImageStore, target: &Path, mount: &mut Mount) -> Result<Ve
     while layers.len() < 2 {
         layers.insert(0, images.empty_layer()?);
     }
-    mount_read_only(&images.layers_dir(), &layers, images.form(), target)?;
+    match owned {
+        None => mount_read_only(&images.layers_dir(), &layers, images.form(), target)?,
+        Some(Owned { users, dir }) => {
+            let tree = Rootfs { mountpoint: target.to_owned(), writable: dir };
+            tree.mount(&images.layers_dir(), &layers, images.form(), true)?;
+            shift_owners(&open_root(target)?, users)?;
+        }
+    }
     let source = part_of(target, &mount.sub_path)?;
     mount.r#type = "bind".to_owned();
     mount.source = source.display().to_string();

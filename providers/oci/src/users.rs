@@ -57,10 +57,11 @@ fn shift_all(root: &OwnedFd, users: &UserNamespace) -> Result<(), Errno> {
 fn shift(dir: &OwnedFd, name: &std::ffi::CStr, users: &UserNamespace) -> Result<FileType, Errno> {
     let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
     let kind = FileType::from_raw_mode(stat.st_mode);
-    // What the pod has no number for stays nobody's.
-    let uid = (stat.st_uid < users.uid_count).then(|| Uid::from_raw(users.first_uid + stat.st_uid));
-    let gid = (stat.st_gid < users.gid_count).then(|| Gid::from_raw(users.first_gid + stat.st_gid));
-    chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+    // What the pod has no number for is nobody's: as it is, it may be one of the pod's in the machine.
+    let shifted = |id, first, count| if id < count { first + id } else { NOBODY };
+    let uid = Uid::from_raw(shifted(stat.st_uid, users.first_uid, users.uid_count));
+    let gid = Gid::from_raw(shifted(stat.st_gid, users.first_gid, users.gid_count));
+    chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
     let set_id = stat.st_mode & (Mode::SUID | Mode::SGID).as_raw_mode() != 0;
     if set_id && kind == FileType::RegularFile {
         // The change of owner took it away.
@@ -68,3 +69,6 @@ fn shift(dir: &OwnedFd, name: &std::ffi::CStr, users: &UserNamespace) -> Result<
     }
     Ok(kind)
 }
+
+/// The highest number there is: no range of a pod gets there.
+const NOBODY: u32 = u32::MAX - 1;

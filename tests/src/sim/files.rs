@@ -154,6 +154,7 @@ pub fn mounts_of(pod_uid: &str) -> Vec<MountSpec> {
             propagation: Propagation::Private,
             selinux_relabel: false,
             options: Vec::new(),
+            users: None,
         })
         .to_vec()
 }

@@ -34,7 +34,7 @@ impl Bring {
         let images = &self.node.parts.images;
         let resolved = images.resolve(&self.spec.image).await?;
         let mut plan = merge(&self.sandbox, &self.spec, &resolved)?;
-        let mounts = mounts::plan(&self.node, &self.sandbox.pod.uid, &self.spec.volumes).await?;
+        let mounts = mounts::plan(&self.node, &self.sandbox, &self.spec.volumes).await?;
         plan.volumes = mounts.mounts.clone();
         self.import(&plan.image).await?;
         for image in &mounts.images {

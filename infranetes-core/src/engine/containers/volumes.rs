@@ -11,28 +11,30 @@ use super::held::Told;
 use super::{Containers, Done};
 use crate::engine::follow::Follower;
 use crate::engine::link::bounded;
-use crate::engine::mounts::{Content, Kept, Volume, only};
+use crate::engine::mounts::{Content, Kept, Volume, only, owned};
 use crate::engine::node::Node;
 use crate::engine::timeouts::{AGENT_CALL, DELIVERY, WRITE_BACK};
 use crate::error::Cause;
 use crate::ids::SandboxId;
 use crate::mounts::{Entry, FilesError, MountSource, NodePath};
 use crate::session::{AgentSession, ObservedContainer, SessionError, VolumeKind, VolumeSource};
-use crate::spec::ContainerSpec;
+use crate::spec::{ContainerSpec, UserNamespace};
 use crate::status::ContainerState;
 
 /// Brings volumes, one after the other: what is read later is what the machine has last.
 pub(super) struct Deliveries {
     node: Arc<Node>,
     turn: Mutex<()>,
+    /// The pod's, where they are others in the machine.
+    users: Option<UserNamespace>,
 }
 
 /// A volume's id, and the revision at which the machine has it now.
 pub(super) type Delivered = (String, Result<String, SessionError>);
 
 impl Deliveries {
-    pub(super) fn new(node: Arc<Node>) -> Self {
-        Self { node, turn: Mutex::new(()) }
+    pub(super) fn new(node: Arc<Node>, users: Option<UserNamespace>) -> Self {
+        Self { node, turn: Mutex::new(()), users }
     }
 
     /// Brings what the machine has not, or has at another revision.
@@ -96,6 +98,10 @@ impl Deliveries {
             }
         };
         if has != Some(revision.as_str()) {
+            let parts = match self.users {
+                Some(users) => owned(parts, users),
+                None => parts,
+            };
             let source =
                 VolumeSource { id: volume.id.clone(), kind, revision: revision.clone(), parts };
             session.put_volume(source).await?;
