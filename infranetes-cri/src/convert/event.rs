@@ -24,6 +24,8 @@ pub fn event(
         container_event_type: kind as i32,
         created_at: nanos(event.at),
         pod_sandbox_status: event.sandbox.as_ref().map(sandbox_status),
-        containers_statuses: containers.map(|one| container_status(one, &image, spec)).collect(),
+        containers_statuses: containers
+            .map(|one| container_status(one, image(&one.image_id).as_ref(), spec))
+            .collect(),
     }
 }

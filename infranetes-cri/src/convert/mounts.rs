@@ -83,11 +83,9 @@ fn source(
     }
 }
 
-/// The mounts of a container as they were asked for. `image_ref` tells the reference of an image by its id.
-pub(super) fn given_back(
-    container: &ContainerStatus,
-    image_ref: &dyn Fn(&str) -> String,
-) -> Vec<v1::Mount> {
+/// The mounts of a container as they were asked for. An image is told by the id that `PullImage` answered, which says for good
+/// what is mounted: a tag, or the digest of a list of platforms, may have become another image since.
+pub(super) fn given_back(container: &ContainerStatus) -> Vec<v1::Mount> {
     let one = |spec: &MountSpec| {
         let mut mount = v1::Mount {
             container_path: spec.destination.clone(),
@@ -110,7 +108,7 @@ pub(super) fn given_back(
                 mount.image_sub_path.clone_from(sub_path);
                 mount.image = Some(v1::ImageSpec {
                     image: image.clone(),
-                    image_ref: image_ref(id),
+                    image_ref: id.clone(),
                     ..Default::default()
                 });
             }

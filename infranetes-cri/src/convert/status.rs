@@ -97,15 +97,12 @@ pub fn container_item(container: &ContainerStatus, image: Option<&ImageInfo>) ->
     }
 }
 
-/// A container by itself. `image_by_id` finds images that the node still has; `sandbox` is what its sandbox was made with.
+/// A container by itself. `image` is what it runs, if the node still has that; `sandbox` is what its sandbox was made with.
 pub fn container_status(
     container: &ContainerStatus,
-    image_by_id: &dyn Fn(&str) -> Option<ImageInfo>,
+    image: Option<&ImageInfo>,
     sandbox: Option<&SandboxSpec>,
 ) -> v1::ContainerStatus {
-    let image = image_by_id(&container.image_id);
-    let image = image.as_ref();
-    let reference = |id: &str| reference(id, image_by_id(id).as_ref());
     v1::ContainerStatus {
         id: container.id.to_string(),
         metadata: Some(container_metadata(container)),
@@ -120,7 +117,7 @@ pub fn container_status(
         message: container.message.clone(),
         labels: container.spec.labels.clone(),
         annotations: container.spec.annotations.clone(),
-        mounts: mounts::given_back(container, &reference),
+        mounts: mounts::given_back(container),
         log_path: log_path(container, sandbox),
         resources: Some(v1::ContainerResources {
             linux: Some(resources::to_cri(&container.spec.resources)),
@@ -157,12 +154,8 @@ fn image_spec(container: &ContainerStatus, image: Option<&ImageInfo>) -> v1::Ima
 
 /// The digest by which it was pulled, else its id.
 fn image_ref(container: &ContainerStatus, image: Option<&ImageInfo>) -> String {
-    reference(&container.image_id, image)
-}
-
-fn reference(id: &str, image: Option<&ImageInfo>) -> String {
     let digest = image.and_then(|image| image.repo_digests.first());
-    digest.map_or(id, String::as_str).to_owned()
+    digest.unwrap_or(&container.image_id).clone()
 }
 
 fn log_path(container: &ContainerStatus, sandbox: Option<&SandboxSpec>) -> String {

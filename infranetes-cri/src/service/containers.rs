@@ -82,8 +82,8 @@ impl Cri {
         } else {
             Default::default()
         };
-        let image = |id: &str| self.images().status(id);
-        let status = convert::container_status(&container, &image, spec);
+        let image = self.images().status(&container.image_id);
+        let status = convert::container_status(&container, image.as_ref(), spec);
         Ok(v1::ContainerStatusResponse { status: Some(status), info })
     }
 

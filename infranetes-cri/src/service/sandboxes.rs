@@ -52,8 +52,8 @@ impl Cri {
         let timestamp = convert::nanos(SystemTime::now());
         let containers = self.engine().containers_of(&sandbox.id);
         let status = |container: &ContainerStatus| {
-            let image = |id: &str| self.images().status(id);
-            convert::container_status(container, &image, Some(&sandbox.spec))
+            let image = self.images().status(&container.image_id);
+            convert::container_status(container, image.as_ref(), Some(&sandbox.spec))
         };
         Ok(v1::PodSandboxStatusResponse {
             status: Some(convert::sandbox_status(&sandbox)),
