@@ -431,13 +431,6 @@ fn a_container_that_cannot_be_is_refused_with_the_field() {
             ("config.mounts[0].uidMappings", true, "0 numbers"),
         ),
         (
-            |c| {
-                let range = |host_id| v1::IdMapping { host_id, container_id: 0, length: 9 };
-                c.mounts = mount(|m| m.uid_mappings = vec![range(10)]);
-            },
-            ("config.mounts[0].gidMappings", true, "0 mappings"),
-        ),
-        (
             |c| c.mounts = mount(|m| m.image_sub_path = "x".into()),
             ("config.mounts[0].image_sub_path", true, "no image"),
         ),
