@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use crate::wait::until;
+use crate::world;
 
 /// Processes, mounts, network namespaces, cgroups and files at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,7 +67,8 @@ fn add_processes(things: &mut BTreeSet<String>) {
         let Some(line) = command_line(pid) else { continue };
         let program =
             line.split(' ').next().unwrap_or_default().rsplit('/').next().unwrap_or_default();
-        if PROGRAMS.iter().any(|ours| program.starts_with(ours)) {
+        let counts = PROGRAMS.iter().any(|ours| program.starts_with(ours));
+        if counts && !is_anothers(pid) {
             things.insert(format!("process {pid}: {line}"));
             if let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/net")) {
                 things.insert(format!("network namespace {}", namespace.display()));
@@ -75,11 +77,29 @@ fn add_processes(things: &mut BTreeSet<String>) {
     }
 }
 
+/// Whether it, or a process that it comes from, works for a test in another process.
+fn is_anothers(pid: u32) -> bool {
+    let parents = std::iter::successors(Some(pid), |pid| parent(*pid).filter(|pid| *pid > 1));
+    parents.take(ANCESTORS_MAX).any(|pid| {
+        let line = command_line(pid).unwrap_or_default();
+        let place = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+        world::is_anothers(&line) || world::is_anothers(&place.to_string_lossy())
+    })
+}
+
+/// The name before it, in parentheses, may hold anything.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
+}
+
 fn add_mounts(things: &mut BTreeSet<String>) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for mount in mounts.lines() {
         let point = mount.split(' ').nth(4).unwrap_or_default();
-        things.insert(format!("mount {point}"));
+        if !world::is_anothers(point) {
+            things.insert(format!("mount {point}"));
+        }
     }
     for name in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
         things.insert(format!("named network namespace {}", name.file_name().to_string_lossy()));
@@ -90,12 +110,17 @@ fn add_cgroups(things: &mut BTreeSet<String>, dir: &Path, depth: usize) {
     for path in entries(dir) {
         if depth < CGROUP_DEPTH && path.is_dir() && !path.is_symlink() {
             let name = path.to_string_lossy();
-            if name.contains("infranetes") {
+            if name.contains("infranetes") && !pids_of_cgroup(&path).any(is_anothers) {
                 things.insert(format!("cgroup {name}"));
             }
             add_cgroups(things, &path, depth + 1);
         }
     }
+}
+
+fn pids_of_cgroup(dir: &Path) -> impl Iterator<Item = u32> {
+    let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    pids.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>().into_iter()
 }
 
 fn add_files(things: &mut BTreeSet<String>, dir: &Path) {
@@ -129,8 +154,19 @@ fn command_line(pid: u32) -> Option<String> {
     Some(line)
 }
 
-const PROGRAMS: [&str; 7] =
-    ["infranetes", "qemu-system", "crun", "runc", "docker-registry", "busybox", "httpd"];
+/// As the kernel cuts the names of threads: a zombie has no other.
+const PROGRAMS: [&str; 9] = [
+    "infranetes-cri",
+    "infranetes-agen",
+    "infranetes-prob",
+    "qemu-system",
+    "crun",
+    "runc",
+    "docker-registry",
+    "busybox",
+    "httpd",
+];
+const ANCESTORS_MAX: usize = 64;
 const CGROUP_DEPTH: usize = 4;
 const PAGE: u64 = 4096;
 const LEAVE_LIMIT: Duration = Duration::from_secs(10);

@@ -24,3 +24,4 @@ pub mod streams;
 pub mod stuck_kernel;
 pub mod tutorial;
 pub mod wait;
+pub mod world;

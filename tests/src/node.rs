@@ -12,6 +12,7 @@ use tokio::process::{Child, Command};
 
 use crate::client::Client;
 use crate::wait::until;
+use crate::world;
 
 /// The programs under test, built before by `cargo xtask`.
 #[derive(Clone, Debug)]
@@ -52,7 +53,7 @@ impl Node {
     /// A node with the given handlers' provider ("qemu", "process", "fake") as the default, and a registry on loopback
     /// that is spoken to in plain HTTP.
     pub fn new(programs: &Programs, provider: &str, registry: &str) -> Result<Node> {
-        let dir = tempfile::Builder::new().prefix("infranetes-node-").tempdir()?;
+        let dir = world::dir("node")?;
         let node = Node {
             state: dir.path().join("state"),
             dir,

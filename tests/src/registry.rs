@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use tokio::process::{Child, Command};
 
 use crate::wait::until;
+use crate::world;
 
 /// A running registry; ends when dropped.
 pub struct Registry {
@@ -29,7 +30,7 @@ impl Registry {
     }
 
     async fn start_with(htpasswd: &str) -> Result<Registry> {
-        let dir = tempfile::Builder::new().prefix("infranetes-registry-").tempdir()?;
+        let dir = world::dir("registry")?;
         // The port is free now and may be taken before the registry has it: then it ends at once, and another is tried.
         for _ in 0..PORT_TRIES {
             let address = free_address()?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use infranetes_cri::api::v1::{self as cri, ContainerState, PodSandboxState};
-use infranetes_tests::case::{self, Case};
+use infranetes_tests::case::Case;
 use infranetes_tests::client::container;
 use infranetes_tests::footprint::processes_with;
 use infranetes_tests::on_both;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use infranetes_cri::api::v1::{self as cri, ContainerEventType as Kind};
-use infranetes_tests::case::{self, Case};
+use infranetes_tests::case::Case;
 use infranetes_tests::client::{Client, container};
 use infranetes_tests::footprint::processes_with;
 use infranetes_tests::on_both;

@@ -60,7 +60,7 @@ impl Context {
         Ok(Context {
             client,
             namespace: format!("conformance-{number}"),
-            dir: tempfile::Builder::new().prefix("infranetes-spec-").tempdir()?,
+            dir: crate::world::dir("spec")?,
             suite,
             undo: Vec::new(),
             counter: 0,
