@@ -8,6 +8,8 @@ use infranetes_cri::chain;
 use infranetes_cri::config::{Config, ConfigError, ProviderInstance, read_instances};
 use infranetes_loader::{Trust, vet_with};
 
+use crate::output::say;
+
 /// Prints what the configuration means, or fails with all that is wrong with its providers.
 pub(crate) fn check(config: &Config) -> anyhow::Result<()> {
     let instances = read_instances(&config.providers_dir)?;
@@ -15,8 +17,7 @@ pub(crate) fn check(config: &Config) -> anyhow::Result<()> {
     if !problems.is_empty() {
         bail!("{}", problems.join("\n  "));
     }
-    print!("{}", summary(config, &instances).context("cannot write")?);
-    Ok(())
+    say(summary(config, &instances).context("cannot write")?.trim_end())
 }
 
 fn problems(

@@ -1,42 +1,29 @@
 //! `infranetes-cri`: reads its configuration, starts the daemon, and ends when it is told to.
 
 mod check;
+mod options;
+mod output;
 mod plugin;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
-use infranetes_cri::config::{Config, Overrides};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
+use infranetes_cri::config::Config;
 use infranetes_cri::daemon::Daemon;
 use infranetes_cri::logging;
+use options::Options;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// A Kubernetes CRI v1 runtime whose pods are machines.
 #[derive(Parser)]
 #[command(name = "infranetes-cri", version, about)]
 struct Cli {
-    /// The configuration file [default: /etc/infranetes/config.toml, which may be missing]
-    #[arg(long, global = true, value_name = "FILE")]
-    config: Option<PathBuf>,
-
-    /// The socket that the kubelet dials, like unix:///run/infranetes/cri.sock
-    #[arg(long, global = true, value_name = "URL")]
-    listen: Option<String>,
-
-    /// Directory of what has to survive the daemon
-    #[arg(long, global = true, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
-
-    /// Directory of provider instances
-    #[arg(long, global = true, value_name = "DIR")]
-    providers_dir: Option<PathBuf>,
-
-    /// error, warn, info, debug, trace, or filter directives
-    #[arg(long, global = true, value_name = "LEVEL")]
-    log_level: Option<String>,
+    #[command(flatten)]
+    options: Options,
 
     #[command(subcommand)]
     command: Option<Command>,
@@ -45,9 +32,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Runs the daemon; this is what happens without a command, too
-    Serve,
+    Serve(Options),
     /// Says whether the configuration is right, and starts nothing
-    CheckConfig,
+    CheckConfig(Options),
     /// Writes, tests and looks at provider plugins
     #[command(subcommand)]
     Plugin(plugin::Command),
@@ -60,7 +47,8 @@ fn main() -> ExitCode {
         // What is wrong is said already.
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("infranetes-cri: {error:#}");
+            // There is nobody else to tell.
+            let _ = writeln!(std::io::stderr(), "infranetes-cri: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -68,20 +56,18 @@ fn main() -> ExitCode {
 
 /// Answers whether all is well.
 fn run(cli: Cli) -> anyhow::Result<bool> {
-    let command = match cli.command.unwrap_or(Command::Serve) {
-        Command::Plugin(command) => return plugin::run(command),
-        command => command,
-    };
-    let overrides = Overrides {
-        listen: cli.listen,
-        state_dir: cli.state_dir,
-        providers_dir: cli.providers_dir,
-        log_level: cli.log_level,
-    };
-    let config = Config::load(cli.config.as_deref(), &overrides)?;
+    let Cli { options, command } = cli;
     match command {
-        Command::CheckConfig => check::check(&config)?,
-        _ => serve(config)?,
+        None => serve(options.load()?)?,
+        Some(Command::Serve(own)) => serve(own.over(options).load()?)?,
+        Some(Command::CheckConfig(own)) => check::check(&own.over(options).load()?)?,
+        Some(Command::Plugin(command)) => {
+            if options != Options::default() {
+                let said = "options of the daemon mean nothing to `plugin`: give its own behind it";
+                Cli::command().error(ErrorKind::ArgumentConflict, said).exit();
+            }
+            return plugin::run(command);
+        }
     }
     Ok(true)
 }

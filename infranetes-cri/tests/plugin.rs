@@ -114,3 +114,49 @@ fn a_signed_file_is_verified_and_a_changed_one_is_not() {
     let said = node.fails_alone(&["plugin", "sign", text(&file), "--key", text(&public)]);
     assert!(said.contains("is no ed25519 key in PKCS#8 form"), "{said}");
 }
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let node = Node::new("");
+    let dir = node.path("new");
+    for (arguments, ok) in [
+        (&["plugin", "new", "x", text(&dir)][..], true),
+        (&["plugin", "keygen", text(&node.path("a.key"))], true),
+        (&["plugin", "check", "/no.so", "--json", "-"], false),
+        (&["plugin", "--help"], true),
+    ] {
+        // Its other end is closed before anything is written.
+        let (_, nobody) = std::io::pipe().unwrap();
+        let output = node.run_alone_into(arguments, nobody.into());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.success(), ok, "{arguments:?}: {said}");
+        assert!(!said.contains("panicked"), "{arguments:?}: {said}");
+    }
+    assert!(dir.join("Cargo.toml").exists());
+}
+
+#[test]
+fn options_of_the_daemon_are_those_of_its_commands_alone() {
+    let node = Node::new("");
+    let help = |arguments: &[&str]| {
+        String::from_utf8(node.run_alone(&[arguments, &["--help"]].concat()).stdout).unwrap()
+    };
+    for command in [&[][..], &["serve"], &["check-config"]] {
+        assert!(help(command).contains("--state-dir"), "{command:?}");
+    }
+    for command in [&["plugin"][..], &["plugin", "new"], &["plugin", "check"]] {
+        assert!(!help(command).contains("--state-dir"), "{command:?}");
+    }
+    let said = node.fails(&["plugin", "check", "/no.so"]);
+    assert!(said.contains("options of the daemon mean nothing to `plugin`"), "{said}");
+    // Before the command and behind it; behind wins.
+    let config = node.path("config.toml");
+    for arguments in [
+        &["--config", text(&config), "check-config"][..],
+        &["check-config", "--config", text(&config)],
+        &["--config", "/no", "check-config", "--config", text(&config)],
+    ] {
+        let said = node.fails_alone(arguments);
+        assert!(said.contains("there is no handler"), "{arguments:?}: {said}");
+    }
+}

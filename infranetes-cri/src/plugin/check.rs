@@ -22,6 +22,7 @@ use infranetes_loader::{LoadError, LoadedPlugin, Loader, PluginSpec};
 use serde_json::{Value, json};
 
 use super::subject::Subjects;
+use crate::output::say;
 
 /// What to test, and with what.
 #[derive(Args, Debug)]
@@ -167,20 +168,16 @@ impl Check<'_> {
 
     fn say(&self, text: &str) {
         if self.arguments.json.as_deref() != Some(Path::new("-")) {
-            // A reader that went away must not keep the suites from cleaning up.
-            let _ = writeln!(std::io::stdout(), "{text}");
+            // Whatever becomes of the reader, the suites have to clean up.
+            let _ = say(text);
         }
     }
 
     fn write(&self, report: &Value) -> anyhow::Result<()> {
-        let text = format!("{report:#}\n");
         match &self.arguments.json {
             None => Ok(()),
-            Some(path) if path == Path::new("-") => {
-                print!("{text}");
-                Ok(())
-            }
-            Some(path) => std::fs::write(path, text)
+            Some(path) if path == Path::new("-") => say(format_args!("{report:#}")),
+            Some(path) => std::fs::write(path, format!("{report:#}\n"))
                 .with_context(|| format!("cannot write {}", path.display())),
         }
     }
@@ -244,7 +241,8 @@ fn watch_for_interrupt() -> Arc<AtomicBool> {
             return;
         }
         flag.store(true, Ordering::Relaxed);
-        eprintln!("interrupted: cleaning up; once more to leave everything as it is");
+        let said = "interrupted: cleaning up; once more to leave everything as it is";
+        let _ = writeln!(std::io::stderr(), "{said}");
         if tokio::signal::ctrl_c().await.is_ok() {
             std::process::exit(INTERRUPTED);
         }

@@ -9,6 +9,8 @@ use anyhow::Context;
 use clap::Args;
 use infranetes_loader::signature::SecretKey;
 
+use crate::output::say;
+
 /// Where the key goes.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
@@ -22,7 +24,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let public_file = with_pub(&arguments.file);
     write_new(&arguments.file, SECRET, &key.to_pem())?;
     write_new(&public_file, PUBLIC, &format!("{}\n", key.public()))?;
-    println!("{}", key.public());
+    say(key.public())?;
     Ok(true)
 }
 

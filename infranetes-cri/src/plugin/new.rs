@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 
+use crate::output::say;
+
 /// What to write, and where.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
@@ -71,11 +73,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .with_context(|| format!("cannot make {}", dir.display()))?;
     // It has another name now: nothing is there to be removed.
     let _ = made.keep();
-    println!("{} is a provider that keeps its promises. Next:", dir.display());
-    println!("  cd {} && cargo test && cargo build", dir.display());
+    say(format_args!("{} is a provider that keeps its promises. Next:", dir.display()))?;
+    say(format_args!("  cd {} && cargo test && cargo build", dir.display()))?;
     let library = format!("target/debug/lib{}.so", name.replace('-', "_"));
-    println!("  infranetes-cri plugin check {library} --config {name}.toml");
-    Ok(())
+    say(format_args!("  infranetes-cri plugin check {library} --config {name}.toml"))
 }
 
 fn fill(text: &str, name: &str) -> String {

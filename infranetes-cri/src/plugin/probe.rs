@@ -1,8 +1,11 @@
 //! `plugin probe`: opens a file and ends, so that a damaged one can only hurt this process.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
+
+use crate::output::say;
 
 /// Those of `infranetes-probe`, whose place this takes.
 #[derive(Args, Debug)]
@@ -25,10 +28,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         false => infranetes_loader::probe(&arguments.file, arguments.sha256.as_deref()),
     };
     match probed {
-        Ok(manifest) => println!("{manifest}"),
+        Ok(manifest) => say(manifest)?,
         // As it is: a host that had the file probed gives the line on.
         Err(error) => {
-            eprintln!("{}", infranetes_cri::chain(&error));
+            let _ = writeln!(std::io::stderr(), "{}", infranetes_cri::chain(&error));
             return Ok(false);
         }
     }

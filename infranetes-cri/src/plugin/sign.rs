@@ -8,6 +8,8 @@ use clap::Args;
 use infranetes_loader::sha256_of;
 use infranetes_loader::signature::{SecretKey, Signature};
 
+use crate::output::say;
+
 /// What to sign, and with what.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
@@ -36,6 +38,6 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let new = builder.tempfile_in(directory).with_context(cannot)?;
     fs::write(new.path(), format!("{signature}\n")).with_context(cannot)?;
     new.persist(&path).with_context(cannot)?;
-    println!("{}: signed with {}", path.display(), secret.public());
+    say(format_args!("{}: signed with {}", path.display(), secret.public()))?;
     Ok(true)
 }

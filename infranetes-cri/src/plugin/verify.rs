@@ -8,6 +8,8 @@ use clap::Args;
 use infranetes_loader::sha256_of;
 use infranetes_loader::signature::{PublicKey, Signature};
 
+use crate::output::say;
+
 /// What to verify, and whom to trust.
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
@@ -30,7 +32,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let signed_by = Signature::read(file)
         .and_then(|signature| signature.verify(&digest, &trusted))
         .with_context(|| format!("the signature of {} is not good", file.display()))?;
-    println!("{}: signed with {signed_by}\nsha256 {digest}", file.display());
+    say(format_args!("{}: signed with {signed_by}\nsha256 {digest}", file.display()))?;
     Ok(true)
 }
 

@@ -70,6 +70,11 @@ impl Node {
         to_the_end(program(), args)
     }
 
+    /// As [`Node::run_alone`], with another standard output.
+    pub(crate) fn run_alone_into(&self, args: &[&str], stdout: Stdio) -> Output {
+        program().args(args).stdin(Stdio::null()).stdout(stdout).output().unwrap()
+    }
+
     /// Runs the program, which has to fail; answers what it says.
     pub(crate) fn fails(&self, args: &[&str]) -> String {
         what_failed(&self.run(args))
