@@ -30,7 +30,7 @@ use crate::engine::link::bounded;
 use crate::engine::log_pump::{Pump, SharedMark};
 use crate::engine::mounts::Kept;
 use crate::engine::node::Node;
-use crate::engine::timeouts::{AGENT_CALL, EXIT_SEEN};
+use crate::engine::timeouts::{AGENT_CALL, EXIT_SEEN, WORK};
 use crate::error::{Cause, EngineError, FailureKind};
 use crate::ids::{ContainerId, SandboxId};
 use crate::record::{Change, Table, container};
@@ -284,17 +284,17 @@ impl Containers {
                 move |cause| EngineError::Agent { action, cause }
             };
             match request {
-                ContainerRequest::Start => bounded(AGENT_CALL, session.start_container(&name))
+                ContainerRequest::Start => bounded(WORK, session.start_container(&name))
                     .await
                     .map_err(agent("start the container")),
                 ContainerRequest::Stop(grace) => {
-                    bounded(grace + AGENT_CALL, session.stop_container(&name, grace))
+                    bounded(grace + WORK, session.stop_container(&name, grace))
                         .await
                         .map_err(agent("stop the container"))?;
                     let _ = timeout(EXIT_SEEN, exited.wait_for(|exited| *exited)).await;
                     Ok(())
                 }
-                ContainerRequest::Remove => bounded(AGENT_CALL, session.remove_container(&name))
+                ContainerRequest::Remove => bounded(WORK, session.remove_container(&name))
                     .await
                     .map_err(agent("remove the container")),
                 ContainerRequest::ReopenLog => Ok(()),

@@ -12,7 +12,7 @@ use crate::engine::life::LogMark;
 use crate::engine::link::bounded;
 use crate::engine::mounts::{self, Mounts};
 use crate::engine::node::Node;
-use crate::engine::timeouts::{AGENT_CALL, IMPORT};
+use crate::engine::timeouts::{IMPORT, WORK};
 use crate::error::{Cause, EngineError, FailureKind};
 use crate::ids::ContainerId;
 use crate::session::{AgentSession, MachineImage, SessionError};
@@ -42,7 +42,7 @@ impl Bring {
         }
         let image_ready_at = self.node.now();
         let mut revisions = self.bring_volumes(&mounts).await?;
-        let create = || bounded(AGENT_CALL, self.session.create_container(&self.id, &plan));
+        let create = || bounded(WORK, self.session.create_container(&self.id, &plan));
         let mut created = create().await;
         if created.as_ref().is_err_and(|error| error.kind() == FailureKind::NotFound)
             && !mounts.volumes.is_empty()
@@ -66,7 +66,7 @@ impl Bring {
     async fn import(&self, image: &MachineImage) -> Result<(), EngineError> {
         let images = &self.node.parts.images;
         let _turn = self.imports.acquire().await.map_err(|_| EngineError::ShuttingDown)?;
-        let missing = bounded(AGENT_CALL, self.session.missing_layers(image))
+        let missing = bounded(WORK, self.session.missing_layers(image))
             .await
             .map_err(agent("say which layers it lacks"))?;
         let mut layers = Vec::new();

@@ -7,7 +7,7 @@ use crate::engine::admission::{Admission, ContainerWish, admit_container};
 use crate::engine::board::Reply;
 use crate::engine::life::ContainerLife;
 use crate::engine::link::bounded;
-use crate::engine::timeouts::UPDATE;
+use crate::engine::timeouts::WORK;
 use crate::error::EngineError;
 use crate::ids::ContainerId;
 use crate::record::{Change, container};
@@ -43,12 +43,9 @@ impl Containers {
         let (name, session) = (id.clone(), session.clone());
         self.work.spawn(async move {
             let work = async {
-                bounded(UPDATE, session.update_container(&name, &resources)).await.map_err(
-                    |cause| EngineError::Agent {
-                        action: "change the container's limits".to_owned(),
-                        cause,
-                    },
-                )
+                bounded(WORK, session.update_container(&name, &resources)).await.map_err(|cause| {
+                    EngineError::Agent { action: "change the container's limits".to_owned(), cause }
+                })
             };
             let result = guarded(work).await;
             Done::Updated(name.clone(), Box::new(resources), result)
