@@ -17,7 +17,7 @@ use crate::layer::Layer;
 pub(super) const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 /// A web server on port 80 that says on its standard output that it starts.
 pub(super) const HTTPD: &str = "registry.k8s.io/e2e-test-images/httpd:2.4.39-4";
-/// A web server on port 80 whose process is called `httpd` and leaves its number in `/run/server.pid`.
+/// A web server on port 80 whose process is called `nginx` and leaves its number in `/var/run/nginx.pid`.
 pub(super) const WEB: &str = "registry.k8s.io/e2e-test-images/nginx:1.14-2";
 /// The same on port 12003, for pods that share the node's network.
 pub(super) const HOST_WEB: &str = "gcr.io/k8s-staging-cri-tools/hostnet-nginx-amd64:latest";
@@ -50,8 +50,9 @@ pub(super) async fn push_all(host: &str) -> Result<String> {
     };
     push(base.clone(), shell.clone(), BUSYBOX).await?;
     push(base.clone(), command(&["sh", "-c", STARTS_HTTPD]), HTTPD).await?;
-    push(base.clone(), command(&["sh", "-c", &web_server(80)]), WEB).await?;
-    push(base.clone(), command(&["sh", "-c", &web_server(12003)]), HOST_WEB).await?;
+    let web = with_web_server(&base)?;
+    push(web.clone(), command(&["busybox", "sh", "-c", &web_server(80)]), WEB).await?;
+    push(web, command(&["busybox", "sh", "-c", &web_server(12003)]), HOST_WEB).await?;
     push(base.clone(), command(&["sleep", "3600"]), PAUSE[0]).await?;
     let escalating = ["/bin/become-root", "-p", "-c", TELLS_EFFECTIVE_USER];
     let escalating = json!({ "Env": [PATH], "Entrypoint": escalating });
@@ -83,6 +84,9 @@ fn base() -> Result<TestImage> {
     for dir in ["mnt", "run", "usr", "usr/bin", "usr/sbin", "var/run", "var/lib"] {
         layer.dir(dir, 0o755)?;
     }
+    // What busybox has under other names, or not at all.
+    layer.file("bin/pgrep", 0o755, b"#!/bin/sh\nexec pidof \"$@\"\n")?;
+    layer.file("bin/ipcs", 0o755, b"#!/bin/sh\nexec cat /proc/sysvipc/shm\n")?;
     layer.file("www/index.html", 0o644, b"<html><body>It works</body></html>\n")?;
     layer.file("etc/passwd", 0o644, ACCOUNTS.as_bytes())?;
     layer.file("etc/group", 0o644, GROUPS.as_bytes())?;
@@ -92,6 +96,14 @@ fn base() -> Result<TestImage> {
 fn with_file(base: &TestImage, name: &str) -> Result<TestImage> {
     let mut layer = Layer::default();
     layer.file(name, 0o644, b"")?;
+    base.clone().with_layer(layer.finish()?)
+}
+
+/// A busybox under the name that the public suite looks for.
+fn with_web_server(base: &TestImage) -> Result<TestImage> {
+    let mut layer = Layer::default();
+    let program = std::fs::read("/bin/busybox").context("/bin/busybox is missing")?;
+    layer.file("usr/sbin/nginx", 0o755, &program)?;
     base.clone().with_layer(layer.finish()?)
 }
 
@@ -133,8 +145,12 @@ fn is_path(word: &str) -> bool {
     word.trim().starts_with('/')
 }
 
+/// For busybox's shell, which can start a program under another first argument; the realm is what the public suite knows the
+/// process by.
 fn web_server(port: u16) -> String {
-    format!("echo $$ > /run/server.pid; exec httpd -f -p {port} -h /www")
+    format!(
+        "echo $$ > /var/run/nginx.pid; exec -a httpd /usr/sbin/nginx -f -p {port} -r 'master process' -h /www"
+    )
 }
 
 /// By the shell alone: busybox gives up what it was started with.

@@ -5,6 +5,7 @@
 //! What a runtime behind a machine cannot do is listed with its reason in `tests/conformance-expected.toml`.
 
 pub mod context;
+mod critest;
 mod images;
 mod report;
 mod runner;
@@ -24,6 +25,7 @@ use crate::network::Cni;
 use crate::node::{Node, Programs};
 use crate::registry::Registry;
 use context::Suite;
+use critest::Critest;
 
 /// What to run.
 #[derive(Clone, Debug, clap::Parser)]
@@ -32,13 +34,16 @@ pub struct Options {
     /// What pods become: virtual machines, or namespaces of this node.
     #[arg(long, default_value = "process", value_parser = ["qemu", "process"])]
     pub provider: String,
+    /// Let this critest, the public suite, judge instead of the specs here: a program, built from kubernetes-sigs/cri-tools.
+    #[arg(long, value_name = "PROGRAM")]
+    pub critest: Option<PathBuf>,
     /// Only specs whose whole name has this text in it; may be given several times.
     #[arg(long)]
     pub filter: Vec<String>,
     /// Only those marked as conformance.
     #[arg(long)]
     pub conformance: bool,
-    /// How many run side by side.
+    /// How many run side by side; those of critest run one by one.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub parallel: u8,
     /// Write all findings to this file.
@@ -53,7 +58,7 @@ pub struct Options {
     /// Exit with 1 below the targets.
     #[arg(long)]
     pub gate: bool,
-    /// Show the daemon's log at the end if a spec failed.
+    /// Show the daemon's log at the end if a spec failed, and what critest says.
     #[arg(long)]
     pub log: bool,
 }
@@ -118,14 +123,36 @@ async fn on_node(options: &Options, specs: Vec<spec::Spec>) -> Result<Report> {
             println!("                 {}", verdict.reason());
         }
     };
-    let parallel = options.parallel.into();
-    let findings = runner::run(&daemon.client(), &suite, specs, parallel, &tell).await;
+    let findings = match &options.critest {
+        Some(program) => {
+            let wanted = specs.iter().map(spec::Spec::full_name).collect();
+            let critest = Critest {
+                program,
+                dir: node.dir(),
+                socket: &node.socket(),
+                digest: &suite.digest,
+                verbose: options.log,
+            };
+            let findings = critest.run(&texts(options), &wanted).await?;
+            findings.iter().for_each(tell);
+            findings
+        }
+        None => runner::run(&daemon.client(), &suite, specs, options.parallel.into(), &tell).await,
+    };
     let report = Report::new(&options.provider, findings, started.elapsed().as_secs_f64());
     daemon.stop().await?;
     if options.log && report.all.failed > 0 {
         println!("\nthe daemon's log:\n{}", node.log());
     }
     Ok(report)
+}
+
+/// For critest, which cannot ask for both.
+fn texts(options: &Options) -> Vec<String> {
+    match options.conformance && options.filter.is_empty() {
+        true => vec![spec::MARK.to_owned()],
+        false => options.filter.clone(),
+    }
 }
 
 /// The loopback registry stands for those of the specs' images.

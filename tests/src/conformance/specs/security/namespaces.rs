@@ -35,14 +35,14 @@ async fn host_pid(c: &mut Context) -> Result<()> {
     let sandbox = c.sandbox_in(options.clone()).await?;
     let server = web_server(c, &sandbox, options.clone()).await?;
     c.eventually("the server has started", async |c| {
-        Ok(c.try_exec(&server, &["pidof", "httpd"]).await?.code == 0)
+        Ok(c.try_exec(&server, &["pidof", "nginx"]).await?.code == 0)
     })
     .await?;
-    let number = c.exec(&server, &["cat", "/run/server.pid"]).await?;
+    let number = c.exec(&server, &["cat", "/var/run/nginx.pid"]).await?;
     let mut config = c.container_config(&[]);
     security(&mut config).namespace_options = Some(options);
     let onlooker = c.running_of(&sandbox, config).await?;
-    let seen = c.exec(&onlooker, &["pidof", "httpd"]).await?;
+    let seen = c.exec(&onlooker, &["pidof", "nginx"]).await?;
     let is_seen = seen.split_whitespace().any(|pid| pid == number.trim());
     ensure!(is_seen, "the server is {number:?}, and {seen:?} are seen");
     Ok(())
