@@ -200,7 +200,7 @@ async fn what_a_container_wrote_is_on_the_node_when_it_has_exited(case: &mut Cas
     }
 
     // A stop, while there is a daemon and after one was killed.
-    let script = "trap 'echo stopped > /dev/termination-log; echo 3.3.3.3 x >> /etc/hosts; exit 0' TERM; while true; do sleep 0.1; done";
+    let script = "trap 'echo stopped > /dev/termination-log; echo 3.3.3.3 x >> /etc/hosts; exit 0' TERM; echo ready; while true; do sleep 0.1; done";
     for restart in [false, true] {
         let name = format!("stopped-{restart}");
         let words = world.dir.termination_log(&name)?;
@@ -212,7 +212,7 @@ async fn what_a_container_wrote_is_on_the_node_when_it_has_exited(case: &mut Cas
             world.client = case.client();
         }
         // The shell has to have its trap.
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        case.wait_log(&world.pod, &name, "ready").await?;
         until(Duration::from_secs(30), "the container is stopped", async || {
             Ok(world.client.stop_container(&id, 20).await.is_ok())
         })
@@ -227,7 +227,12 @@ async fn what_a_container_wrote_is_on_the_node_when_it_has_exited(case: &mut Cas
     let script = "sleep 2; echo alone > /dev/termination-log";
     let id = world.run("alone", &case.image, script, mounts).await?;
     case.daemon.kill_now().await?;
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    // Machines say it on their consoles, which are files of the node.
+    let exited = format!("container exited container=\"{id}\"");
+    until(Duration::from_secs(60), "the container exited", async || {
+        Ok(!case.node.files_with(&exited)?.is_empty())
+    })
+    .await?;
     case.daemon = case.node.start().await?;
     world.client = case.client();
     world.exited(&id).await?;

@@ -10,7 +10,7 @@
 //!
 //! A delivery counts when it is committed; one that breaks off leaves nothing. What a container made of a volume leads nowhere
 //! else: parts of volumes are opened beneath them and mounted from there. Delivered volumes go with the last container that
-//! mounts them; empty ones live as long as the machine.
+//! mounts them, or when none came that does; empty ones live as long as the machine.
 
 mod content;
 mod merge;
@@ -20,6 +20,7 @@ mod staging;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use infranetes_sdk::container::Mount;
 
@@ -56,8 +57,8 @@ struct Volume {
     path: PathBuf,
     /// Of a file: SHA-256 of what the node delivered.
     digest: Vec<u8>,
-    /// Delivered, and not mounted since: a container that is on its way needs it.
-    awaited: bool,
+    /// When it was delivered, unless it was mounted since: a container that is on its way needs it.
+    awaited: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -81,6 +82,9 @@ impl Volumes {
     /// Begins a delivery.
     pub(crate) fn begin(&self, begin: Begin) -> Result<Staging, VolumeError> {
         let mut state = self.lock();
+        if let Some(long_ago) = Instant::now().checked_sub(AWAITED) {
+            state.forget_awaited(long_ago);
+        }
         if !state.volumes.contains_key(&begin.id) && state.volumes.len() >= VOLUMES_MAX {
             return Err(VolumeError::TooMany);
         }
@@ -116,7 +120,7 @@ impl Volumes {
                 Vec::new()
             }
         };
-        let volume = Volume { kind, revision, path, digest, awaited: true };
+        let volume = Volume { kind, revision, path, digest, awaited: Some(Instant::now()) };
         state.volumes.insert(id, volume);
         Ok(())
     }
@@ -188,7 +192,7 @@ impl State {
             Ok(()) => {
                 for id in &uses.volumes {
                     if let Some(volume) = self.volumes.get_mut(id) {
-                        volume.awaited = false;
+                        volume.awaited = None;
                     }
                 }
                 if !(uses.volumes.is_empty() && uses.parts.is_empty()) {
@@ -227,16 +231,41 @@ impl State {
         let Some(uses) = self.users.remove(container) else { return };
         uses.parts.iter().for_each(|part| self.places.unmount_part(part));
         for id in uses.volumes {
-            let used = self.users.values().any(|other| other.volumes.contains(&id));
-            let goes = |volume: &Volume| {
-                !used && !volume.awaited && !matches!(volume.kind, Kind::Empty { .. })
-            };
-            if self.volumes.get(&id).is_some_and(goes)
-                && let Some(volume) = self.volumes.remove(&id)
-                && let Err(error) = places::remove(&volume.path)
-            {
-                tracing::warn!(volume = id, %error, "a volume is left behind");
+            let is_awaited = self.volumes.get(&id).is_some_and(|one| one.awaited.is_some());
+            if !is_awaited && !self.is_used(&id) {
+                self.forget(&id);
             }
+        }
+    }
+
+    /// Forgets what was delivered before then for a container that never came. Should it come yet, the node delivers again.
+    fn forget_awaited(&mut self, before: Instant) {
+        let mut late = Vec::new();
+        for (id, volume) in &mut self.volumes {
+            if volume.awaited.is_some_and(|since| since <= before) {
+                volume.awaited = None;
+                late.push(id.clone());
+            }
+        }
+        for id in late.iter().filter(|id| !self.is_used(id)).cloned().collect::<Vec<_>>() {
+            self.forget(&id);
+        }
+    }
+
+    fn is_used(&self, id: &str) -> bool {
+        self.users.values().any(|uses| uses.volumes.contains(id))
+    }
+
+    /// Forgets a volume, unless it is the containers' own.
+    fn forget(&mut self, id: &str) {
+        let is_empty = |volume: &Volume| matches!(volume.kind, Kind::Empty { .. });
+        if self.volumes.get(id).is_none_or(is_empty) {
+            return;
+        }
+        if let Some(volume) = self.volumes.remove(id)
+            && let Err(error) = places::remove(&volume.path)
+        {
+            tracing::warn!(volume = id, %error, "a volume is left behind");
         }
     }
 }
@@ -294,6 +323,8 @@ pub(crate) fn leads_down(path: &Path) -> bool {
 /// The type of mounts that name a volume.
 pub(crate) const VOLUME: &str = "volume";
 const VOLUMES_MAX: usize = 4096;
+/// How long what was delivered waits for its container: longer than the node takes from one to the other.
+const AWAITED: Duration = Duration::from_secs(600);
 
 #[cfg(test)]
 mod tests;

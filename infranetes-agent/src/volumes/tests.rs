@@ -258,6 +258,28 @@ fn delivered_volumes_go_with_the_last_container_that_mounts_them() {
 }
 
 #[test]
+fn what_was_delivered_for_a_container_that_never_came_goes_after_a_while() {
+    let Some(world) = World::new() else { return };
+    for id in ["used", "alone"] {
+        world.put(id, Kind::Tree, &config("1", "b")).unwrap();
+    }
+    world.put("empty", Kind::Empty { memory_bytes: 0 }, &[("", Dir)]).unwrap();
+    let path = world.mount("c1", "used", "").unwrap();
+    world.put("used", Kind::Tree, &config("1", "b")).unwrap();
+    let ids = || world.volumes.list().into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+    let now = Instant::now();
+    world.volumes.lock().forget_awaited(now.checked_sub(AWAITED).unwrap());
+    assert_eq!(ids(), ["alone", "empty", "used"]);
+    world.volumes.lock().forget_awaited(now);
+    assert_eq!(ids(), ["empty", "used"]);
+    // Nobody is awaited any more.
+    world.volumes.release("c1");
+    assert!(!path.exists());
+    let left = std::fs::read_dir(world.dir.path().join("volumes/ram")).unwrap().count();
+    assert_eq!(left, 0);
+}
+
+#[test]
 fn a_delivery_that_cannot_be_is_refused_and_leaves_nothing() {
     let Some(world) = World::new() else { return };
     type Entries = Vec<(&'static str, What)>;

@@ -65,6 +65,9 @@ pub(super) async fn serve(
         };
         // What is typed shall not wait for more.
         let _ = stream.set_nodelay(true);
+        // What the kernel holds for a client or a program that does not read is memory, too, which else grows to megabytes.
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, SOCKET_BUFFER);
+        let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&stream, SOCKET_BUFFER);
         let (server, tls) = (server.clone(), tls.clone());
         connections.spawn(async move {
             let _place = place;
@@ -366,6 +369,8 @@ const SPDY_PROGRAMS: [(&str, SpdyProtocol); 4] = [
 const SPDY_PORTS: [(&str, SpdyProtocol); 1] =
     [("portforward.k8s.io", SpdyProtocol { form: Form::Text, has_resize: false })];
 
+/// The kernel doubles it for what it keeps beside the bytes.
+const SOCKET_BUFFER: usize = 256 << 10;
 /// Connections that have not been upgraded yet.
 const WAITING_MAX: usize = 128;
 /// Connections that were.

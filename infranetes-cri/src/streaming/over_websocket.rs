@@ -198,7 +198,10 @@ impl Mux {
     async fn close(mut self) {
         let closing = async {
             self.out.send(normal_close()).await.ok()?;
-            timeout(LINGER, self.ended.cancelled()).await.ok()
+            // Not sooner: what is in buffers of the kernel would be lost with the connection. The client's answer tells that it
+            // took everything.
+            self.ended.cancelled().await;
+            Some(())
         };
         tokio::select! {
             _ = timeout(CLOSE_LIMIT, closing) => {}
@@ -352,7 +355,6 @@ const PIECE_BYTES: usize = 32 << 10;
 const PING_EVERY: Duration = Duration::from_secs(10);
 /// A client that takes nothing for so long at the end loses the rest.
 const CLOSE_LIMIT: Duration = Duration::from_secs(60);
-const LINGER: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

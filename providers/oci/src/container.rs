@@ -288,6 +288,7 @@ impl Container {
 
     fn exited(&self, start: &Start, code: i32, reason: &str, message: String) {
         self.set_process(None);
+        tracing::info!(container = self.id(), code, reason, "container exited");
         self.change(start, |status| {
             status.state = ContainerState::Exited as i32;
             status.finished_unix_ns = now_unix_ns();

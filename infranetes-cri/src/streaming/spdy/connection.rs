@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{self, Control, Head};
@@ -23,6 +23,8 @@ pub struct Connection {
     offers: mpsc::Receiver<Offer>,
     /// The id of the next stream that is opened here. Ids have to go out in their order.
     next: tokio::sync::Mutex<u32>,
+    /// The id of the ping that comes after everything else.
+    last_ping: u32,
     tasks: JoinSet<()>,
 }
 
@@ -72,6 +74,7 @@ impl Connection {
             moved_ms: AtomicU64::new(0),
             read_ms: AtomicU64::new(0),
             room: Arc::new(Semaphore::new(limits.unread_bytes)),
+            answered: watch::Sender::new(0),
         });
         let (read, write) = tokio::io::split(io);
         let mut tasks = JoinSet::new();
@@ -86,9 +89,10 @@ impl Connection {
         };
         tasks.spawn(receiving.run());
         tasks.spawn(write_all(shared.clone(), outgoing, write));
-        tasks.spawn(watch(shared.clone(), role, limits.idle));
+        tasks.spawn(watch_over(shared.clone(), role, limits.idle));
         let next = tokio::sync::Mutex::new(if role == Role::Server { 2 } else { 1 });
-        Self { shared, offers, next, tasks }
+        let last_ping = if role == Role::Server { u32::MAX - 1 } else { u32::MAX };
+        Self { shared, offers, next, last_ping, tasks }
     }
 
     /// The next stream that the peer wants to open; `None` once the connection is over. Cancel-safe.
@@ -149,10 +153,37 @@ impl Connection {
         if timeout(FLUSH_LIMIT, flush).await.ok().flatten().is_none() {
             return;
         }
+        let _ = timeout(TAKE_LIMIT, self.taken()).await;
         if timeout(LINGER, self.shared.ended.cancelled()).await.is_err() {
             let last = self.shared.send(Out::Last { status: 0 });
             let _ = timeout(LAST_WORD, last).await;
             let _ = timeout(LAST_WORD, self.shared.ended.cancelled()).await;
+        }
+    }
+}
+
+impl Connection {
+    /// Waits until the peer took what was sent, for as long as anything comes from it. What was sent may still be in buffers of
+    /// the kernel, and would be lost with them when this side closed: a peer answers a ping after it took what came before.
+    async fn taken(&self) {
+        let mut answered = self.shared.answered.subscribe();
+        let sent = self.shared.now_ms();
+        if self.shared.send(Out::Control(Control::Ping(self.last_ping))).await.is_err() {
+            return;
+        }
+        let answered = answered.wait_for(|id| *id == self.last_ping);
+        let silence = async {
+            loop {
+                let heard = self.shared.read_ms.load(Ordering::Relaxed).max(sent);
+                let silent = Duration::from_millis(self.shared.now_ms().saturating_sub(heard));
+                let Some(left) = FLUSH_LIMIT.checked_sub(silent) else { return };
+                sleep(left.max(Duration::from_millis(1))).await;
+            }
+        };
+        tokio::select! {
+            _ = answered => {}
+            () = silence => {}
+            () = self.shared.ended.cancelled() => {}
         }
     }
 }
@@ -170,6 +201,8 @@ pub(super) struct Shared {
     read_ms: AtomicU64,
     /// Bytes that may come and wait.
     room: Arc<Semaphore>,
+    /// The highest ping of ours that the peer answered.
+    answered: watch::Sender<u32>,
 }
 
 /// A stream that is not closed on both sides.
@@ -375,6 +408,8 @@ impl<R: AsyncRead + Unpin> Receiving<R> {
                 // One with our parity is the answer to ours.
                 if id % 2 == self.parity {
                     self.shared.send(Out::Control(Control::Ping(id))).await?;
+                } else {
+                    self.shared.answered.send_modify(|last| *last = id.max(*last));
                 }
                 return Ok(());
             }
@@ -476,7 +511,7 @@ async fn write_all(
     };
     let cut = async {
         shared.ended.cancelled().await;
-        tokio::time::sleep(LAST_WORD).await;
+        sleep(LAST_WORD).await;
     };
     let ended: Result<(), SpdyError> = tokio::select! {
         ended = work => ended,
@@ -489,7 +524,7 @@ async fn write_all(
 
 /// The task that ends what is dead: a peer whose machine is gone answers a ping by a reset, which the writer sees even while
 /// nothing is read; and what does not move for long is over.
-async fn watch(shared: Arc<Shared>, role: Role, idle: Duration) {
+async fn watch_over(shared: Arc<Shared>, role: Role, idle: Duration) {
     let mut ticks = interval(PING_EVERY.min(idle.max(Duration::from_millis(1))));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut id = if role == Role::Server { 2_u32 } else { 1 };
@@ -513,9 +548,11 @@ pub(super) const PIECE_BYTES: usize = 32 << 10;
 const OUTGOING: usize = 4;
 const READ_AHEAD: usize = 16 << 10;
 const PING_EVERY: Duration = Duration::from_secs(10);
-/// A peer that takes nothing for so long at the end loses the rest.
+/// A peer that takes nothing and says nothing for so long at the end loses the rest.
 const FLUSH_LIMIT: Duration = Duration::from_secs(60);
-/// How long the peer may take to close first.
+/// And so may one that takes it as slowly as that.
+const TAKE_LIMIT: Duration = Duration::from_secs(600);
+/// How long the peer may take to close first, once it has everything.
 const LINGER: Duration = Duration::from_secs(5);
 const LAST_WORD: Duration = Duration::from_secs(1);
 const PROTOCOL_ERROR: u32 = 1;

@@ -110,6 +110,35 @@ async fn an_end_in_order_delivers_everything_first_and_a_cut_does_not() {
     assert!(server.failure().is_none(), "to close is no failure");
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_end_waits_for_a_peer_that_has_not_taken_what_was_sent() {
+    // What a peer does at the end -> how long the end waits for it.
+    let cases =
+        [("nothing", 65..70), ("takes it after 40 s", 45..50), ("closes after 40 s", 40..42)];
+    for (what, expected) in cases {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let server = Connection::start(far, Role::Server, Limits::default());
+        let mut peer = near;
+        let closing = tokio::spawn(async move {
+            let begun = tokio::time::Instant::now();
+            server.close().await;
+            begun.elapsed().as_secs()
+        });
+        if what != "nothing" {
+            tokio::time::sleep(Duration::from_secs(40)).await;
+        }
+        if what.starts_with("takes") {
+            // Every ping is answered, to the end.
+            let mut ping = [0; 12];
+            while peer.read_exact(&mut ping).await.is_ok() && peer.write_all(&ping).await.is_ok() {}
+        }
+        let kept = (!what.starts_with("closes")).then_some(peer);
+        let took = closing.await.unwrap();
+        assert!(expected.contains(&took), "{what}: {took} s");
+        drop(kept);
+    }
+}
+
 #[tokio::test]
 async fn what_nobody_takes_holds_the_peer_back() {
     let (near, far) = tokio::io::duplex(1 << 10);
