@@ -122,6 +122,7 @@ async fn a_plugin_that_does_not_load_makes_its_handlers_not_ready_and_no_others(
         let text = case.node.path("text.so");
         fs::write(&text, "no library")?;
         let zeros = "0".repeat(64);
+        let good_file = &good;
         let good = good.display();
         for (name, file) in [
             ("text", format!("plugin = \"{}\"\n", text.display())),
@@ -165,6 +166,14 @@ async fn a_plugin_that_does_not_load_makes_its_handlers_not_ready_and_no_others(
             ensure!(refused.message().contains(expected), "{name}: {refused:?}");
         }
         ensure!(problem(&mut client, "process").await?.is_empty(), "the good one is ready");
+        // What has a process of its own is tried again, and found when it is good.
+        fs::copy(good_file, case.node.path("good.so"))?;
+        fs::rename(case.node.path("good.so"), &broken)?;
+        until(LIMIT, "the plugin in its own process is found again", async || {
+            Ok(problem(&mut case.client(), "apart").await?.is_empty())
+        })
+        .await?;
+        ensure!(!problem(&mut client, "broken").await?.is_empty(), "the other needs a restart");
         let status = client.runtime.status(cri::StatusRequest::default()).await?.into_inner();
         let ready = status.status.unwrap_or_default().conditions.into_iter();
         ensure!(ready.filter(|it| it.r#type == "RuntimeReady").all(|it| it.status), "the node is");

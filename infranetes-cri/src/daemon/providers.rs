@@ -91,7 +91,8 @@ async fn load_one(
         // Nobody vouches for its bytes, and a damaged file can crash the process that opens it: not this one.
         loader = loader.with_probe_command("/proc/self/exe", ["plugin".into(), "probe".into()]);
     }
-    let plugin = loader.load(spec).await.map_err(|error| chain(&error))?;
+    // What failed may be a cloud that cannot be reached now: one with a process of its own is tried again, as after a crash.
+    let plugin = loader.load_or_retry(spec).await.map_err(|error| chain(&error))?;
     match plugin.pods() {
         Some(pods) => Ok((plugin, pods)),
         None => {

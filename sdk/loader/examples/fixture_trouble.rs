@@ -112,6 +112,7 @@ impl PodProvider for Trouble {
             }
             "nap" => tokio::time::sleep(Duration::from_millis(100)).await,
             "block" => block(Duration::from_secs(2)),
+            "block for ever" => block(Duration::from_secs(3600)),
             "crash" => std::process::abort(),
             "exit" => {
                 eprintln!("there is no way out");

@@ -70,6 +70,22 @@ fn parse_lines(lines: &str) -> Manifest {
 }
 
 impl Manifest {
+    /// For a plugin that could not be looked at yet.
+    pub(crate) fn of_unknown(path: &Path) -> Self {
+        let name = path.file_stem().map(|name| name.to_string_lossy().into_owned());
+        let unknown = || "unknown".to_owned();
+        Self {
+            name: name.unwrap_or_else(unknown),
+            version: unknown(),
+            abi: unknown(),
+            sdk: unknown(),
+            symbol: String::new(),
+            rustc: unknown(),
+            target: unknown(),
+            panic: unknown(),
+        }
+    }
+
     /// For a plugin that is part of this program.
     pub(crate) fn of_linked(name: &str) -> Self {
         Self {

@@ -33,6 +33,7 @@ use crate::vet::{Trust, Vetted, vet_with};
 pub struct Loader {
     pub(crate) start_timeout: Duration,
     describe_timeout: Duration,
+    pub(crate) hang_timeout: Duration,
     probe: Option<Probe>,
     helper: Option<Helper>,
     pub(crate) keys: Vec<PublicKey>,
@@ -79,6 +80,7 @@ impl Loader {
         Self {
             start_timeout: Duration::from_secs(30),
             describe_timeout: Duration::from_secs(5),
+            hang_timeout: Duration::from_secs(60),
             probe: None,
             helper: None,
             keys: Vec::new(),
@@ -89,6 +91,14 @@ impl Loader {
     #[must_use]
     pub fn with_start_timeout(mut self, limit: Duration) -> Self {
         self.start_timeout = limit;
+        self
+    }
+
+    /// Changes how long the threads of a plugin in a process of its own may answer nothing at all before that process is taken for
+    /// hung, killed and started again: 60 s. A call may take longer; a thread that blocks may not.
+    #[must_use]
+    pub fn with_hang_timeout(mut self, limit: Duration) -> Self {
+        self.hang_timeout = limit;
         self
     }
 
@@ -152,6 +162,34 @@ impl Loader {
             "plugin loaded"
         );
         Ok(LoadedPlugin { isolated, ..LoadedPlugin::new(file, spec, &description, remote) })
+    }
+
+    /// As [`Self::load`]; but a plugin that is to run in a process of its own, and does not start, is there all the same: it has a
+    /// [problem](LoadedPlugin::problem), calls get it as an answer, and it is tried again for ever, as after a crash. What it provides is
+    /// unknown until then, so it has all kinds of providers, and those that it lacks answer `Unsupported`.
+    ///
+    /// Fails where trying again cannot help: in this process, or where no helper is known.
+    pub async fn load_or_retry(&self, spec: PluginSpec) -> Result<LoadedPlugin, LoadError> {
+        let error = match self.load(spec.clone()).await {
+            Err(error) if !matches!(error, LoadError::NoIsolation { .. }) => error,
+            done => return done,
+        };
+        let (Isolation::Process, Some(helper)) = (spec.isolation, &self.helper) else {
+            return Err(error);
+        };
+        let problem = chain(&error);
+        tracing::warn!(
+            instance = spec.instance,
+            problem,
+            "a plugin does not start, and is tried again"
+        );
+        let (endpoint, isolated) = isolation::start_later(self, helper, &spec, problem);
+        let remote = Remote::new(endpoint, &spec.instance);
+        let services = ["pod", "container", "volume"].map(str::to_owned).to_vec();
+        let description = v1::PluginDescription { services, ..Default::default() };
+        let file = LoadedFile { manifest: Manifest::of_unknown(&spec.path), sha256: None };
+        let plugin = LoadedPlugin::new(file, spec, &description, remote);
+        Ok(LoadedPlugin { isolated: Some(isolated), ..plugin })
     }
 
     /// Vets the file, opens it and starts the instance in this process.
@@ -375,7 +413,7 @@ impl LoadedPlugin {
         &self.providers
     }
 
-    /// What the file says about itself.
+    /// What the file said about itself when it was loaded; of one that never was, only its name is known.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
@@ -422,6 +460,18 @@ impl fmt::Debug for LoadedPlugin {
             .field("providers", &self.providers)
             .finish_non_exhaustive()
     }
+}
+
+/// The error and its causes in one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
 }
 
 /// What is kept of a vetted file once it is open for ever.

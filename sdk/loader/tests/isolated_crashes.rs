@@ -5,8 +5,9 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Memory, chain, load_trouble, trouble, wait_until};
-use infranetes_loader::{LoadError, LoadedPlugin};
+use common::{Memory, chain, fixture, load_trouble, loader, trouble, wait_until};
+use infranetes_loader::isolation::Isolation;
+use infranetes_loader::{LoadError, LoadedPlugin, Loader, PluginSpec};
 use infranetes_sdk::container::{ExecInput, ExecInputPart};
 use infranetes_sdk::pod::{ConsoleRequest, GetRequest, Machine};
 use infranetes_sdk::{CallContext, ErrorKind, ProviderError, Result, StreamExt, stream};
@@ -170,6 +171,70 @@ async fn a_process_that_is_killed_from_outside_is_started_again() {
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
         wait_until("another process", || plugin.process().is_some_and(|other| other != process))
             .await;
+        get(&plugin, "m1").await.expect("it answers again");
+    }
+}
+
+#[tokio::test]
+async fn one_that_does_not_start_the_first_time_is_tried_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let bomb = directory.path().join("bomb");
+    std::fs::write(&bomb, "").expect("written");
+    let config = serde_json::json!({ "crash_while": bomb }).to_string();
+    let spec = PluginSpec::new("t0", fixture("trouble"))
+        .with_config_json(config)
+        .with_isolation(Isolation::Process);
+    let plugin = loader().load_or_retry(spec.clone()).await.expect("it is there");
+    let problem = plugin.problem().expect("it does not run");
+    assert!(
+        problem.contains("SIGABRT") && problem.contains("while the plugin started"),
+        "{problem}"
+    );
+    let error = get(&plugin, "m1").await.expect_err("it is down");
+    assert_eq!((error.kind, error.to_string()), (ErrorKind::Transient, problem));
+    std::fs::remove_file(&bomb).expect("removed");
+    wait_until_up(&plugin).await;
+    get(&plugin, "m1").await.expect("it answers");
+
+    // Where trying again cannot help, it fails as ever.
+    let spec = PluginSpec { isolation: Isolation::None, path: "/no/such.so".into(), ..spec };
+    let error = loader().load_or_retry(spec.clone()).await.expect_err("it is not there");
+    assert!(matches!(error, LoadError::Open { .. }), "{}", chain(&error));
+    let spec = spec.with_isolation(Isolation::Process);
+    let error = Loader::new().load_or_retry(spec).await.expect_err("nobody runs it");
+    assert!(matches!(error, LoadError::NoIsolation { .. }), "{}", chain(&error));
+}
+
+#[tokio::test]
+async fn a_process_that_hangs_is_killed_and_started_again() {
+    let spec = PluginSpec::new("t0", fixture("trouble"))
+        .with_config_json("{}")
+        .with_isolation(Isolation::Process);
+    let limit = Duration::from_secs(1);
+    let plugin = loader().with_hang_timeout(limit).load(spec).await.expect("it starts");
+    // Slow calls are no hang.
+    let before = plugin.process().expect("it runs");
+    let slow = CallContext::new("r1").with_timeout(limit * 3);
+    let pods = plugin.pods().expect("machines");
+    let error = pods.get(slow, GetRequest { id: "sleep".into() }).await.expect_err("its deadline");
+    assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
+    assert_eq!(plugin.process(), Some(before), "a call may take long");
+
+    // Its only thread is lost, as by a lock that nobody gives back; or the whole process is.
+    for hang in [true, false] {
+        let before = plugin.process().expect("it runs");
+        let call = match hang {
+            true => get(&plugin, "block for ever"),
+            false => {
+                let pid = rustix::process::Pid::from_raw(before.cast_signed()).expect("an id");
+                rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("stopped");
+                get(&plugin, "m1")
+            }
+        };
+        let error = call.await.expect_err("it hangs");
+        check_is_the_end_of_the_process(&error, "was killed: its threads answered nothing for 1 s");
+        wait_until("the end of the process", || !lives(before)).await;
+        wait_until_up(&plugin).await;
         get(&plugin, "m1").await.expect("it answers again");
     }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use abi_stable::sabi_trait::TD_Opaque;
-use abi_stable::std_types::{ROption, RResult, RSlice, RStr};
+use abi_stable::std_types::{ROption, RResult, RSlice, RStr, RVec};
 use async_ffi::{FfiFuture, FutureExt as _};
 use infranetes_sdk::bridge::HostEndpoint;
 use infranetes_sdk::bridge::abi::{
@@ -16,11 +16,11 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use super::link::Link;
+use super::link::{Link, LinkEnd};
 use super::process::Process;
 use super::{Helper, LOAD, Order, Running, encode_status};
 use crate::error::LoadError;
-use crate::start::{LoadedFile, Loader, PluginSpec};
+use crate::start::{LoadedFile, Loader, PluginSpec, chain};
 
 /// An instance in a process of its own, and how that process is.
 pub(crate) struct Isolated {
@@ -43,16 +43,33 @@ pub(crate) async fn start(
 ) -> Result<(LoadedFile, EndpointBox, Arc<Isolated>), LoadError> {
     let launch = Launch { loader: loader.clone(), helper: helper.clone(), spec: spec.clone() };
     let (first, running) = launch.start().await?;
+    let file = LoadedFile { manifest: running.manifest, sha256: running.sha256 };
+    let (endpoint, isolated) = keep(launch, first.state(), Some(first));
+    Ok((file, endpoint, isolated))
+}
+
+/// As [`start`], of an instance that did not start: it is down with this problem, and is tried again.
+pub(crate) fn start_later(
+    loader: &Loader,
+    helper: &Helper,
+    spec: &PluginSpec,
+    problem: String,
+) -> (EndpointBox, Arc<Isolated>) {
+    let launch = Launch { loader: loader.clone(), helper: helper.clone(), spec: spec.clone() };
+    let state = State::Down { problem, next: Instant::now() + PAUSE_MIN };
+    keep(launch, state, None)
+}
+
+fn keep(launch: Launch, state: State, first: Option<Up>) -> (EndpointBox, Arc<Isolated>) {
     let isolated = Arc::new(Isolated {
-        instance: spec.instance.clone(),
-        state: Mutex::new(first.state()),
+        instance: launch.spec.instance.clone(),
+        state: Mutex::new(state),
         log_level: Mutex::default(),
     });
     let (keep, kept) = watch::channel(());
     tokio::spawn(run(isolated.clone(), launch, first, kept));
     let endpoint = Kept { isolated: isolated.clone(), _keep: keep };
-    let file = LoadedFile { manifest: running.manifest, sha256: running.sha256 };
-    Ok((file, Endpoint_TO::from_value(endpoint, TD_Opaque), isolated))
+    (Endpoint_TO::from_value(endpoint, TD_Opaque), isolated)
 }
 
 impl Isolated {
@@ -107,7 +124,7 @@ struct Up {
     link: Link,
     process: Process,
     /// Why the connection ended, once it did.
-    ended: oneshot::Receiver<super::link::LinkEnd>,
+    ended: oneshot::Receiver<LinkEnd>,
     since: Instant,
 }
 
@@ -118,46 +135,72 @@ impl Up {
 }
 
 /// Waits for the process's end, and starts the next; until nobody wants the instance any more.
-async fn run(isolated: Arc<Isolated>, launch: Launch, mut up: Up, mut kept: watch::Receiver<()>) {
+async fn run(
+    isolated: Arc<Isolated>,
+    launch: Launch,
+    first: Option<Up>,
+    mut kept: watch::Receiver<()>,
+) {
     let mut pause = PAUSE_MIN;
+    let mut running = first;
     loop {
-        let end = tokio::select! {
-            end = &mut up.ended => end.ok(),
-            _ = kept.changed() => return up.let_go().await,
-        };
-        if up.since.elapsed() > STEADY {
-            pause = PAUSE_MIN;
-        }
-        let (link, outcome) = up.bury(end).await;
-        let problem = format!("the process of the plugin {} {outcome}", isolated.instance);
-        tracing::error!(instance = isolated.instance, problem, again_in = ?pause, "a plugin's process ended");
-        isolated.is_down(problem.clone(), pause);
-        link.close(encode_status(&ProviderError::transient(problem)));
-        up = loop {
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                _ = kept.changed() => return,
-            }
-            pause = (pause * 2).min(PAUSE_MAX);
-            let started = tokio::select! {
-                started = launch.start() => started,
-                _ = kept.changed() => return,
+        if let Some(mut up) = running.take() {
+            let limit = launch.loader.hang_timeout;
+            let end = tokio::select! {
+                end = &mut up.ended => end.map_or(End::Closed, End::of),
+                () = hangs(up.link.clone(), limit) => End::Hung(limit),
+                _ = kept.changed() => return up.let_go().await,
             };
-            match started {
-                Ok((up, _)) => break up,
-                Err(error) => {
-                    let problem = chain(&error);
-                    tracing::error!(instance = isolated.instance, problem, again_in = ?pause, "a plugin does not start again");
-                    isolated.is_down(problem, pause);
-                }
+            if up.since.elapsed() > STEADY {
+                pause = PAUSE_MIN;
             }
+            let (link, outcome) = up.bury(end).await;
+            let problem = format!("the process of the plugin {} {outcome}", isolated.instance);
+            tracing::error!(instance = isolated.instance, problem, again_in = ?pause, "a plugin's process ended");
+            isolated.is_down(problem.clone(), pause);
+            link.close(encode_status(&ProviderError::transient(problem)));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = kept.changed() => return,
+        }
+        pause = (pause * 2).min(PAUSE_MAX);
+        let started = tokio::select! {
+            started = launch.start() => started,
+            _ = kept.changed() => return,
         };
-        tracing::info!(
-            instance = isolated.instance,
-            process = up.process.id(),
-            "the plugin runs again"
-        );
-        isolated.is_up(&up);
+        match started {
+            Ok((up, _)) => {
+                let process = up.process.id();
+                tracing::info!(instance = isolated.instance, process, "the plugin runs again");
+                isolated.is_up(&up);
+                running = Some(up);
+            }
+            Err(error) => {
+                let problem = chain(&error);
+                tracing::error!(instance = isolated.instance, problem, again_in = ?pause, "a plugin does not start again");
+                isolated.is_down(problem, pause);
+            }
+        }
+    }
+}
+
+/// Why a process is buried.
+enum End {
+    /// It closed the socket, by ending or else.
+    Closed,
+    /// What it sent cannot be understood, or nothing can be sent to it.
+    Broken(LinkEnd),
+    /// It gives no sign of life.
+    Hung(Duration),
+}
+
+impl End {
+    fn of(end: LinkEnd) -> End {
+        match end {
+            LinkEnd::Closed => End::Closed,
+            end => End::Broken(end),
+        }
     }
 }
 
@@ -171,19 +214,33 @@ impl Up {
     }
 
     /// Says how the process ended, and ends it if it did not.
-    async fn bury(self, end: Option<super::link::LinkEnd>) -> (Link, String) {
-        use super::link::LinkEnd;
-        let (broken, patience) = match end {
-            // It closes the socket by ending.
-            None | Some(LinkEnd::Closed) => (None, END),
-            Some(end) => (Some(end), Duration::ZERO),
-        };
+    async fn bury(self, end: End) -> (Link, String) {
+        let patience = if matches!(end, End::Closed) { END } else { Duration::ZERO };
         let outcome = self.process.end(patience).await;
-        let outcome = match broken {
-            None => outcome,
-            Some(end) => format!("was ended: {}", chain(&end)),
+        let outcome = match end {
+            End::Closed => outcome,
+            End::Broken(end) => format!("was ended: {}", chain(&end)),
+            End::Hung(limit) => {
+                format!("was killed: its threads answered nothing for {} s", limit.as_secs_f32())
+            }
         };
         (self.link, outcome)
+    }
+}
+
+/// Ends when the plugin's own threads answered nothing for so long, although all they are asked is what they provide.
+/// Deadlines end the calls; this ends what would let all further ones run into theirs.
+async fn hangs(link: Link, limit: Duration) {
+    loop {
+        let context = CallContext::new("alive").with_timeout(limit);
+        let header = v1::CallHeader::from(&context).encode_to_vec();
+        let method = "plugin/describe".into();
+        let request = RawRequest { method, header: header.into(), body: RVec::new() };
+        // Any answer is one.
+        if tokio::time::timeout(limit, link.call(request)).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(limit / 4).await;
     }
 }
 
@@ -301,17 +358,6 @@ pub(super) fn open(link: Link, request: RawRequest, input: ROption<StreamBox>) -
         }
     }
     .into_ffi()
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 const LOG_LEVEL: &str = "plugin/log_level";

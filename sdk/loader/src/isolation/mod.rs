@@ -14,7 +14,9 @@
 //!
 //! - The end of a helper is the answer `Transient` to what was in flight, with the instance, how the process ended and its last
 //!   words. Until it runs again, all calls get that answer.
-//! - It is started again for ever: after 200 ms, then after twice as long each time, at most 30 s.
+//! - It is started again for ever: after 200 ms, then after twice as long each time, at most 30 s; one that did not even start the
+//!   first time too, where the host wants that ([`Loader::load_or_retry`]).
+//! - One whose threads answer nothing for a minute, not even what it provides, is killed and started again.
 //! - Cancellation, deadlines, back-pressure and the limits of messages are as within one process.
 //! - No helper outlives its host: the end of the socket is its end.
 //!
@@ -43,7 +45,7 @@ use crate::signature::{PublicKey, SignatureError};
 use crate::start::{Loader, PluginSpec};
 
 pub use helper::{ServeError, serve};
-pub(crate) use keeper::{Isolated, start};
+pub(crate) use keeper::{Isolated, start, start_later};
 
 /// Where a plugin runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
