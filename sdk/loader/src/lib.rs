@@ -30,6 +30,8 @@ mod error;
 mod files;
 pub mod isolation;
 mod manifest;
+#[cfg(test)]
+mod mutation;
 mod probe;
 pub mod signature;
 mod start;

@@ -142,6 +142,7 @@ pub(crate) fn major(version: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mutation::{Numbers, rounds};
 
     fn parse_text(text: &str) -> Result<Manifest, LoadError> {
         parse(Path::new("x.so"), text.as_bytes())
@@ -178,22 +179,9 @@ mod tests {
     #[test]
     fn any_bytes_are_a_manifest_or_a_refusal() {
         let good = format!("{MAGIC}abi=1.0.0\nname=x\nsymbol=INFRANETES_PROVIDER_V1_x\n\0");
-        let mut number = 1_u64;
-        let mut below = move |limit: usize| {
-            number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (number >> 33) as usize % limit
-        };
-        for _ in 0..20_000 {
-            let mut bytes = good.clone().into_bytes();
-            for _ in 0..=below(5) {
-                let place = below(bytes.len());
-                match below(4) {
-                    0 => bytes.truncate(place.max(1)),
-                    1 => bytes.insert(place, below(256) as u8),
-                    2 => bytes.extend_from_within(place..),
-                    _ => bytes[place] ^= 1 << below(8),
-                }
-            }
+        let mut numbers = Numbers::new();
+        for _ in 0..rounds(20_000) {
+            let bytes = numbers.mutate(good.as_bytes());
             if let Ok(manifest) = parse(Path::new("x.so"), &bytes) {
                 // What may be loaded says so itself.
                 let _ = manifest.check(Path::new("x.so"));
