@@ -70,7 +70,7 @@ pub(crate) use checks;
 /// and run in any case.
 pub(crate) async fn run_all<S>(
     stage: &S,
-    checks: &[Check<S>],
+    checks: impl IntoIterator<Item = &Check<S>>,
     last: &[Check<S>],
     limits: &Limits,
     mut watch: impl FnMut(&Line) -> ControlFlow<()>,

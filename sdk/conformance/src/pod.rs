@@ -1,5 +1,6 @@
 //! Promises of the `PodProvider`.
 
+mod fault;
 mod life;
 mod many;
 mod stage;
@@ -13,6 +14,7 @@ use infranetes_sdk::pod::{Network, PlanRequest};
 
 use crate::check::{Check, Limits, checks, run_all};
 use crate::report::{Line, Report};
+pub use fault::{Fault, FaultInjector, FaultyCall};
 use stage::Stage;
 
 /// What the suite needs to know about a provider to make machines with it.
@@ -67,6 +69,13 @@ impl PodSuite {
         Self { stage: Stage::new(provider, subject) }
     }
 
+    /// Also checks what becomes of calls that the cloud fails, which `faults` makes it do.
+    #[must_use]
+    pub fn with_faults(mut self, faults: Arc<dyn FaultInjector>) -> Self {
+        self.stage.faults = Some(faults);
+        self
+    }
+
     /// Checks every promise. Ends even if the provider hangs: each check has a time limit.
     pub async fn run(self) -> Report {
         self.run_with(|_| ControlFlow::Continue(())).await
@@ -76,7 +85,8 @@ impl PodSuite {
     /// and the lines that are missing were not looked at.
     pub async fn run_with(self, watch: impl FnMut(&Line) -> ControlFlow<()>) -> Report {
         let limits = self.stage.subject.limits.clone();
-        run_all(&self.stage, CHECKS, LAST, &limits, watch).await
+        let faults = if self.stage.faults.is_some() { FAULTS } else { &[] };
+        run_all(&self.stage, CHECKS.iter().chain(faults), LAST, &limits, watch).await
     }
 }
 
@@ -113,6 +123,15 @@ const CHECKS: &[Check<Stage>] = checks! { Stage;
     "pod/destroy/cancelled", "a destroy that was cancelled can be repeated" => many::cancelled_destroy;
     "pod/list/pages", "every machine is on exactly one page" => many::pages;
     "pod/destroy/concurrent", "destroying one machine at the same time is success for all" => many::concurrent_destroy;
+};
+
+const FAULTS: &[Check<Stage>] = checks! { Stage;
+    "pod/fault/create", "a create that the cloud refuses says why, with fitting advice, and makes nothing" => fault::create_refused;
+    "pod/fault/throttled", "a throttled create says when to come back" => fault::create_throttled;
+    "pod/fault/lost-answer", "a create whose answer was lost is one machine when it is repeated" => fault::create_lost;
+    "pod/fault/get", "a get that fails does not say that there is no machine" => fault::get_refused;
+    "pod/fault/list", "a list that fails does not say that there are no machines" => fault::list_refused;
+    "pod/fault/destroy", "a destroy that fails can be repeated until nothing is left" => fault::destroy_refused;
 };
 
 const LAST: &[Check<Stage>] = checks! { Stage;

@@ -71,7 +71,7 @@ pub(super) async fn cancelled_destroy(stage: &Stage) -> Outcome {
 
 /// After whatever happened to earlier calls with this token: at most one machine is listed, asking once more gives
 /// exactly one, and destroying that one leaves none.
-async fn one_machine(stage: &Stage, request: &CreateRequest) -> Outcome {
+pub(super) async fn one_machine(stage: &Stage, request: &CreateRequest) -> Outcome {
     stage.wait_for_count(&request.tags, 0..=1).await?;
     let machine = stage.create(request).await?;
     let listed = stage.wait_for_count(&request.tags, 1..=1).await?;

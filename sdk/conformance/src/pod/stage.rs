@@ -11,11 +11,14 @@ use infranetes_sdk::pod::{
 use infranetes_sdk::{CallContext, ErrorKind, PodProvider};
 
 use super::PodSubject;
-use crate::check::{Outcome, Stop, context, ensure, eventually, ok, run_name};
+use super::fault::{Fault, FaultInjector, FaultyCall};
+use crate::check::{Outcome, Stop, context, ensure, eventually, ok, require, run_name};
 
 pub(super) struct Stage {
     pub(super) provider: Arc<dyn PodProvider>,
     pub(super) subject: PodSubject,
+    /// Makes the cloud fail, where that can be done.
+    pub(super) faults: Option<Arc<dyn FaultInjector>>,
     run: String,
     requests: AtomicUsize,
     /// The machine that the checks of one life share, and what it was made from.
@@ -29,11 +32,22 @@ impl Stage {
         Self {
             provider,
             subject,
+            faults: None,
             run: run_name(),
             requests: AtomicUsize::new(0),
             main: Mutex::default(),
             made: Mutex::default(),
         }
+    }
+
+    /// Whether the next such call goes wrong.
+    pub(super) fn inject(&self, call: FaultyCall, fault: Fault) -> bool {
+        self.faults.as_ref().is_some_and(|faults| faults.inject(call, fault))
+    }
+
+    pub(super) fn inject_or_skip(&self, call: FaultyCall, fault: Fault) -> Outcome {
+        let injected = self.inject(call, fault);
+        require(injected, &format!("the injector cannot make {call:?} go wrong as {fault:?}"))
     }
 
     pub(super) fn ctx(&self) -> CallContext {
