@@ -37,18 +37,18 @@ pub(super) fn staged(name: &str) -> String {
 /// The registries for which the loopback one stands.
 pub(super) const MIRRORED: [&str; 3] = ["registry.k8s.io", "gcr.io", "k8s.gcr.io"];
 
-/// Pushes all of them; the digest of `test-image-digest`.
-pub(super) async fn push_all(host: &str) -> Result<String> {
-    let base = base()?;
+/// Pushes all of them, with this program as their `/bin/sh`; the digest of `test-image-digest`.
+pub(super) async fn push_all(host: &str, shell: &Path) -> Result<String> {
+    let base = base(shell)?;
     let command = |words: &[&str]| json!({ "Env": [PATH], "Cmd": words });
-    let shell = command(&["sh"]);
+    let plain = command(&["sh"]);
     let push = async |image: TestImage, config: Value, name: &str| -> Result<String> {
         let path = MIRRORED.iter().find_map(|registry| name.strip_prefix(&format!("{registry}/")));
         let path = path.context("the image is of no registry that is stood for")?;
         let (repository, tag) = path.rsplit_once(':').context("no tag")?;
         image.with_config(config).push(host, repository, tag).await
     };
-    push(base.clone(), shell.clone(), BUSYBOX).await?;
+    push(base.clone(), plain.clone(), BUSYBOX).await?;
     push(base.clone(), command(&["sh", "-c", STARTS_HTTPD]), HTTPD).await?;
     let web = with_web_server(&base)?;
     push(web.clone(), command(&["busybox", "sh", "-c", &web_server(80)]), WEB).await?;
@@ -65,22 +65,22 @@ pub(super) async fn push_all(host: &str) -> Result<String> {
     }
     for name in ["1", "2", "3", "latest"] {
         let image = with_file(&base, &format!("test-image-{name}"))?;
-        push(image, shell.clone(), &staged(&format!("{name}:latest"))).await?;
+        push(image, plain.clone(), &staged(&format!("{name}:latest"))).await?;
     }
     for tag in ["1", "2", "3"] {
         let image = with_file(&base, "same-image")?;
-        push(image, shell.clone(), &staged(&format!("tags:{tag}"))).await?;
+        push(image, plain.clone(), &staged(&format!("tags:{tag}"))).await?;
     }
     for tag in ["test", "all"] {
-        push(with_file(&base, tag)?, shell.clone(), &staged(&format!("tag:{tag}"))).await?;
+        push(with_file(&base, tag)?, plain.clone(), &staged(&format!("tag:{tag}"))).await?;
     }
     let digest = with_file(&base, "test-image-digest")?;
-    push(digest, shell, &staged("digest:latest")).await
+    push(digest, plain, &staged("digest:latest")).await
 }
 
-fn base() -> Result<TestImage> {
+fn base(shell: &Path) -> Result<TestImage> {
     let mut layer = Layer::busybox(&["sh"])?;
-    add_program(&mut layer, Path::new("/bin/dash"), "bin/sh", 0o755)?;
+    add_program(&mut layer, shell, "bin/sh", 0o755)?;
     for dir in ["mnt", "run", "usr", "usr/bin", "usr/sbin", "var/run", "var/lib"] {
         layer.dir(dir, 0o755)?;
     }

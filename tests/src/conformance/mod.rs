@@ -37,6 +37,9 @@ pub struct Options {
     /// Let this critest, the public suite, judge instead of the specs here: a program, built from kubernetes-sigs/cri-tools.
     #[arg(long, value_name = "PROGRAM")]
     pub critest: Option<PathBuf>,
+    /// The shell of the images. critest compares what busybox's says; it has to look for commands on the search path.
+    #[arg(long, value_name = "PROGRAM", default_value = "/bin/dash")]
+    pub shell: PathBuf,
     /// Only specs whose whole name has this text in it; may be given several times.
     #[arg(long)]
     pub filter: Vec<String>,
@@ -103,7 +106,7 @@ fn chosen(options: &Options) -> Vec<spec::Spec> {
 async fn on_node(options: &Options, specs: Vec<spec::Spec>) -> Result<Report> {
     let programs = Programs::from_env()?;
     let registry = Registry::start().await?;
-    let digest = images::push_all(&registry.host()).await?;
+    let digest = images::push_all(&registry.host(), &options.shell).await?;
     let node = Node::new(&programs, &options.provider, &registry.host())?;
     let cni = Cni::new(node.dir())?;
     cni.write_bridge()?;
