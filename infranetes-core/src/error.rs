@@ -122,6 +122,18 @@ pub enum EngineError {
     /// The pod network of this node could not be told something.
     #[error("the node's pod network failed")]
     Network(#[source] Box<crate::network::NetworkError>),
+    /// Everything of a sandbox is ended but what connects it to the pod network of this node. That goes on; asking again
+    /// brings a try of its own.
+    #[error(
+        "the machine of sandbox {sandbox} is gone, but the sandbox could not be disconnected from the node's pod network yet"
+    )]
+    NotDisconnected {
+        /// Which.
+        sandbox: SandboxId,
+        /// What the network said.
+        #[source]
+        cause: Cause,
+    },
     /// A bound of this node is reached.
     #[error("{0}; try again later")]
     Busy(String),
@@ -245,7 +257,9 @@ impl EngineError {
             | Self::ShuttingDown => FailureKind::Unavailable,
             Self::WrongState { .. } => FailureKind::WrongState,
             Self::Conflict(_) => FailureKind::Conflict,
-            Self::SandboxFailed { cause, .. } | Self::ImageUnreadable(cause) => cause.kind,
+            Self::SandboxFailed { cause, .. }
+            | Self::NotDisconnected { cause, .. }
+            | Self::ImageUnreadable(cause) => cause.kind,
             Self::StillRunning { .. } | Self::ExecTimedOut(_) => FailureKind::TimedOut,
             Self::Provider { cause, .. } => provider_kind(cause),
             Self::Agent { cause, .. } => cause.kind(),
@@ -335,6 +349,9 @@ impl EngineError {
                 cause.kind,
                 cause.message.clone(),
             ))),
+            Self::NotDisconnected { sandbox, cause } => {
+                Self::NotDisconnected { sandbox: sandbox.clone(), cause: cause.clone() }
+            }
             Self::Busy(what) => Self::Busy(what.clone()),
             Self::ShuttingDown => Self::ShuttingDown,
             Self::Internal(what) => Self::Internal(what.clone()),

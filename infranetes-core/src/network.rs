@@ -30,6 +30,13 @@ pub trait PodNetwork: Send + Sync + 'static {
     /// Removes everything that a set-up made. Success means that nothing is left; nothing was there is success, too.
     async fn tear_down(&self, sandbox: &SandboxId) -> Result<(), NetworkError>;
 
+    /// Gives back what no sandbox has any more, of what this network made: nothing is taken from those that are `known` to the
+    /// record, nor from others that may be connected. Called once after a start; a network that keeps no such things has nothing to do.
+    async fn collect(&self, known: &[SandboxId]) -> Result<(), NetworkError> {
+        let _ = known;
+        Ok(())
+    }
+
     /// Why no sandbox could be connected now; `None` when one could. Called often: it answers at once.
     fn problem(&self) -> Option<String>;
 

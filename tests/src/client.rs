@@ -238,6 +238,12 @@ impl Client {
         self.runtime.stop_container(request).await.map(drop)
     }
 
+    /// Stops a pod.
+    pub async fn stop_pod(&mut self, id: &str) -> Result<(), tonic::Status> {
+        let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        self.runtime.stop_pod_sandbox(request).await.map(drop)
+    }
+
     /// Stops and removes a sandbox.
     pub async fn remove_pod(&mut self, id: &str) -> Result<(), tonic::Status> {
         let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };

@@ -65,7 +65,12 @@ impl Cni {
 
     /// The first configuration, out of these plugins.
     pub fn write_chain(&self, plugins: &[Value]) -> Result<()> {
-        let list = json!({"cniVersion": "1.0.0", "name": "pods", "plugins": plugins});
+        self.write_list("1.0.0", plugins)
+    }
+
+    /// The first configuration, of a version of the specification.
+    pub fn write_list(&self, version: &str, plugins: &[Value]) -> Result<()> {
+        let list = json!({"cniVersion": version, "name": "pods", "plugins": plugins});
         Ok(fs::write(self.conf_dir().join("10-pods.conflist"), list.to_string())?)
     }
 

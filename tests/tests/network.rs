@@ -63,7 +63,9 @@ on_process!(
     a_configuration_that_vanished_is_not_needed_to_disconnect,
     a_plugin_that_fails_is_quoted,
     a_plugin_that_hangs_is_killed_and_holds_up_nobody_else,
+    a_stop_that_a_plugin_holds_up_fails_soon_and_del_goes_on_by_itself,
     without_a_configuration_the_node_says_so,
+    plugins_that_are_not_ready_make_the_node_not_ready_and_a_start_lets_them_collect,
 );
 
 mod qemu {
@@ -348,14 +350,55 @@ async fn a_plugin_that_hangs_is_killed_and_holds_up_nobody_else(
     Ok(())
 }
 
+async fn a_stop_that_a_plugin_holds_up_fails_soon_and_del_goes_on_by_itself(
+    case: &mut Case,
+    cni: &Cni,
+) -> Result<()> {
+    let mut client = case.client();
+    let (mended, tries) = (cni.path("mended"), cni.path("tries"));
+    let stubborn = format!(
+        "config=$(cat)
+         if [ $CNI_COMMAND = DEL ]; then
+             echo DEL >> {tries}; [ -e {mended} ] && exit 0
+             echo '{{\"code\": 11, \"msg\": \"the switch sleeps\"}}'; exit 1
+         fi
+         [ $CNI_COMMAND = ADD ] || exit 0
+         echo \"$config\" | python3 -c 'import json, sys; print(json.dumps(json.load(sys.stdin)[\"prevResult\"]))'",
+        tries = tries.display(),
+        mended = mended.display(),
+    );
+    cni.write_plugin("stubborn", &stubborn)?;
+    cni.write_chain(&[cni.bridge(), json!({"type": "stubborn"})])?;
+    let sandbox = client.run_pod(&case.pod("web")).await?;
+    let count = || std::fs::read_to_string(&tries).unwrap_or_default().lines().count();
+    // What the first call hears, the second hears too: each has a try of its own, and none waits for the pause between two.
+    for call in 1..=3 {
+        let began = std::time::Instant::now();
+        let error = client.stop_pod(&sandbox).await.err().context("it was stopped")?;
+        ensure!(error.message().contains("the switch sleeps"), "{error}");
+        ensure!(error.message().contains("could not be disconnected"), "{error}");
+        ensure!(began.elapsed() < STOP_LIMIT, "call {call} took {:?}", began.elapsed());
+        ensure!(count() >= call, "{} tries after {call} calls", count());
+    }
+    // What other plugins made is gone, and nobody has to ask for the rest.
+    ensure!(!cni.left()?.iter().any(|left| left.contains("veth")), "{:?}", cni.left());
+    let before = count();
+    until(FETCH_LIMIT, "a try that nobody asked for", async || Ok(count() > before)).await?;
+    std::fs::write(&mended, "")?;
+    until(FETCH_LIMIT, "nothing is left of the pod", async || Ok(cni.left()?.is_empty())).await?;
+    client.stop_pod(&sandbox).await?;
+    Ok(())
+}
+
+async fn condition(client: &mut Client) -> Result<cri::RuntimeCondition> {
+    let status = client.runtime.status(cri::StatusRequest::default()).await?.into_inner();
+    let conditions = status.status.context("no status")?.conditions;
+    let network = conditions.into_iter().find(|condition| condition.r#type == "NetworkReady");
+    network.context("no NetworkReady")
+}
+
 async fn without_a_configuration_the_node_says_so(case: &mut Case, cni: &Cni) -> Result<()> {
     let mut client = case.client();
-    let condition = async |client: &mut Client| -> Result<cri::RuntimeCondition> {
-        let status = client.runtime.status(cri::StatusRequest::default()).await?.into_inner();
-        let conditions = status.status.context("no status")?.conditions;
-        let network = conditions.into_iter().find(|condition| condition.r#type == "NetworkReady");
-        network.context("no NetworkReady")
-    };
     let network = condition(&mut client).await?;
     ensure!(!network.status && network.message.contains("no CNI configuration"), "{network:?}");
     let pod = case.pod("early");
@@ -375,4 +418,52 @@ async fn without_a_configuration_the_node_says_so(case: &mut Case, cni: &Cni) ->
 }
 
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+async fn plugins_that_are_not_ready_make_the_node_not_ready_and_a_start_lets_them_collect(
+    case: &mut Case,
+    cni: &Cni,
+) -> Result<()> {
+    let (away, collected) = (cni.path("away"), cni.path("collected"));
+    // Debian's plugins are older than 1.1: this one is new, and hands on what they know.
+    let modern = format!(
+        r#"case $CNI_COMMAND in
+        STATUS) [ -e {away} ] || exit 0; echo '{{"code": 50, "msg": "the controller is away"}}'; exit 1 ;;
+        GC) exec cat > {collected} ;;
+        esac
+        said=$(sed 's/"1[.]1[.]0"/"1.0.0"/g; s/"modern"/"bridge"/' | /usr/lib/cni/bridge); code=$?
+        echo "$said" | sed 's/"1[.]0[.]0"/"1.1.0"/'; exit $code"#,
+        away = away.display(),
+        collected = collected.display(),
+    );
+    cni.write_plugin("modern", &modern)?;
+    let mut plugin = cni.bridge();
+    plugin["type"] = json!("modern");
+    std::fs::write(&away, "")?;
+    cni.write_list("1.1.0", &[plugin])?;
+    let mut client = case.client();
+    until(FETCH_LIMIT, "the node says why it is not ready", async || {
+        let network = condition(&mut client.clone()).await?;
+        Ok(!network.status && network.message.contains("the controller is away"))
+    })
+    .await?;
+    std::fs::remove_file(&away)?;
+    until(FETCH_LIMIT, "the node is ready", async || {
+        Ok(condition(&mut client.clone()).await?.status)
+    })
+    .await?;
+    let sandbox = client.run_pod(&case.pod("web")).await?;
+    ensure!(ips(&mut client, &sandbox).await?.len() == 2);
+    case.restart_hard().await?;
+    until(FETCH_LIMIT, "what stays is told", async || {
+        let told = std::fs::read(&collected).unwrap_or_default();
+        let told = serde_json::from_slice::<serde_json::Value>(&told).unwrap_or_default();
+        let stays = json!([{"containerID": sandbox, "ifname": "eth0"}]);
+        Ok(told["cni.dev/valid-attachments"] == stays && told["name"] == "pods")
+    })
+    .await?;
+    ensure!(ips(&mut case.client(), &sandbox).await?.len() == 2);
+    Ok(())
+}
+
+/// The rest of a stop takes a part of it; the pause between two tries would take more.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 const FETCH_LIMIT: Duration = Duration::from_secs(30);

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use infranetes_sdk::RetryAdvice;
 use infranetes_sdk::pod::{AddressMode, Network as NetworkMessage, PodCapabilities};
-use tokio::time::{sleep, timeout};
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use crate::engine::boot::Ended;
 use crate::engine::life::Life;
-use crate::engine::node::{Node, spread};
-use crate::engine::retry::Backoff;
-use crate::engine::timeouts::{NETWORK_CHECK, NETWORK_DOWN, NETWORK_UP};
+use crate::engine::node::Node;
+use crate::engine::timeouts::{NETWORK_CHECK, NETWORK_COLLECT, NETWORK_DOWN, NETWORK_UP};
 use crate::error::{Cause, FailureKind};
+use crate::ids::SandboxId;
 use crate::network::{Attachment, NetworkError, NetworkWish, PodNetwork};
 
 /// Connects the sandbox; the record says before that something may exist.
@@ -42,20 +42,34 @@ pub(crate) async fn examine(node: Arc<Node>, life: Life) {
     }
 }
 
-/// Takes the connection down; goes on until nothing is left of it.
-pub(crate) async fn disconnect(node: Arc<Node>, life: Life) {
-    let mut backoff = Backoff::new(Duration::from_secs(1), spread(&life.id));
-    loop {
-        let answer = match network(&node) {
-            Ok(network) => bounded(NETWORK_DOWN, network.tear_down(&life.id)).await,
-            Err(error) => Err(error),
-        };
-        let Err(error) = answer else { return };
+/// Tries once, after a pause or at a knock, to take the connection down.
+pub(crate) async fn disconnect(
+    node: Arc<Node>,
+    life: Life,
+    pause: Duration,
+    knock: Arc<Notify>,
+) -> Result<(), Cause> {
+    // Whoever asks for it once more has a try of their own.
+    let _ = timeout(pause, knock.notified()).await;
+    let answer = match network(&node) {
+        Ok(network) => bounded(NETWORK_DOWN, network.tear_down(&life.id)).await,
+        Err(error) => Err(error),
+    };
+    let Err(error) = answer else { return Ok(()) };
+    let cause = cause(&error);
+    let chain = cause.chain();
+    tracing::warn!(sandbox = %life.id, error = %chain, "the sandbox could not be disconnected yet");
+    let note = format!("it could not be disconnected from the node's pod network yet: {chain}");
+    node.board.note(&life.id, &note);
+    Err(cause)
+}
+
+/// Lets the network give back, after a start, what no sandbox of the record has.
+pub(crate) async fn collect(node: Arc<Node>, known: Vec<SandboxId>) {
+    let Some(network) = node.parts.network.as_deref() else { return };
+    if let Err(error) = bounded(NETWORK_COLLECT, network.collect(&known)).await {
         let chain = cause(&error).chain();
-        tracing::warn!(sandbox = %life.id, error = %chain, "the sandbox could not be disconnected yet");
-        let note = format!("it could not be disconnected from the node's pod network yet: {chain}");
-        node.board.note(&life.id, &note);
-        sleep(backoff.pause(RetryAdvice::ByKind)).await;
+        tracing::warn!(error = %chain, "the pod network could not give back what no sandbox has");
     }
 }
 

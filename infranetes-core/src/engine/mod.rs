@@ -101,6 +101,9 @@ impl Engine {
             Loaded::read(&parts).await.map_err(|error| EngineError::Record(Box::new(error)))?;
         let node = Arc::new(Node::new(config, parts));
         let born = loaded.born(&node).await?;
+        let connected = loaded.sandboxes.values().filter(|life| life.network.may_be());
+        let connected = connected.map(|life| life.id.clone()).collect();
+        node.spawn(connect::collect(node.clone(), connected));
         loaded.resume(&node).await?;
         node.spawn(follow::Follower::run(node.clone()));
         for (name, provider) in &node.parts.providers {

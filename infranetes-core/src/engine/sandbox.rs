@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::engine::board::{Door, Reply, Request};
@@ -21,8 +21,9 @@ use crate::engine::connect;
 use crate::engine::containers::Containers;
 use crate::engine::life::{ContainerLife, Life, LogMark, Machine};
 use crate::engine::link::{self, Opened, Taken};
-use crate::engine::node::Node;
+use crate::engine::node::{Node, spread};
 use crate::engine::plan::{self, Seen, Step};
+use crate::engine::retry::Backoff;
 use crate::error::{Cause, EngineError};
 use crate::ids::SandboxId;
 use crate::network::Attachment;
@@ -49,12 +50,29 @@ pub(crate) struct SandboxTask {
     removes: Vec<Reply<()>>,
     /// The machine that an earlier process of this node began, by its try.
     resumed: Option<u32>,
+    disconnecting: Disconnecting,
     /// Why the last candidate was passed over.
     refusal: Option<Cause>,
     /// What is held is newer than what is durable.
     unsaved: bool,
     link_breaks: u32,
     link_since: Instant,
+}
+
+/// What is held between two tries to take the network down.
+struct Disconnecting {
+    backoff: Backoff,
+    /// Before the next try.
+    pause: Duration,
+    /// Ends the pause.
+    knock: Arc<Notify>,
+}
+
+impl Disconnecting {
+    fn new(id: &SandboxId) -> Self {
+        let backoff = Backoff::new(Duration::from_secs(1), spread(id));
+        Self { backoff, pause: Duration::ZERO, knock: Arc::default() }
+    }
 }
 
 struct Running {
@@ -74,7 +92,7 @@ enum Outcome {
     Quiesced(Vec<String>),
     Examined,
     Gone,
-    Disconnected,
+    Disconnected(Result<(), Cause>),
     Forgotten(Result<(), EngineError>),
 }
 
@@ -111,6 +129,7 @@ impl SandboxTask {
             stops: Vec::new(),
             removes: Vec::new(),
             resumed: None,
+            disconnecting: Disconnecting::new(&life.id),
             refusal: None,
             unsaved: false,
             link_breaks: 0,
@@ -239,10 +258,12 @@ impl SandboxTask {
                 connect::examine(node, life).await;
                 Outcome::Examined
             }),
-            (Step::Disconnect, ..) => Box::pin(async move {
-                connect::disconnect(node, life).await;
-                Outcome::Disconnected
-            }),
+            (Step::Disconnect, ..) => {
+                let (pause, knock) = (self.disconnecting.pause, self.disconnecting.knock.clone());
+                Box::pin(async move {
+                    Outcome::Disconnected(connect::disconnect(node, life, pause, knock).await)
+                })
+            }
             (Step::Prepare, ..) => {
                 Box::pin(
                     async move { Outcome::Prepared(boot::prepare(node, life).await.map(Box::new)) },

@@ -56,6 +56,8 @@ pub(crate) const EXIT_SEEN: Duration = Duration::from_secs(12);
 pub(crate) const NETWORK_UP: Duration = Duration::from_secs(110);
 /// A look at that connection.
 pub(crate) const NETWORK_CHECK: Duration = Duration::from_secs(60);
+/// What the pod network does once after a start, with what waits for others before it.
+pub(crate) const NETWORK_COLLECT: Duration = Duration::from_secs(180);
 /// One attempt to take it down.
 pub(crate) const NETWORK_DOWN: Duration = Duration::from_secs(60);
 

@@ -61,6 +61,11 @@ impl CniError {
         move |source| Self::Io { doing, path, source: source.into() }
     }
 
+    /// It with its causes, in one line.
+    pub(crate) fn chain(&self) -> String {
+        chain(self)
+    }
+
     fn kind(&self) -> FailureKind {
         match self {
             Self::NoCapability { .. } => FailureKind::Unsupported,

@@ -14,6 +14,9 @@ pub(crate) struct NetworkList {
     pub(crate) name: String,
     pub(crate) version: String,
     pub(crate) disable_check: bool,
+    /// What was written down before there was GC was not collected.
+    #[serde(default)]
+    pub(crate) disable_gc: bool,
     pub(crate) plugins: Vec<Plugin>,
 }
 
@@ -78,17 +81,24 @@ impl NetworkList {
         if let Some(plugin) = plugins.iter().find(|plugin| !is_program(plugin.kind())) {
             return Err(format!("{:?} is no plugin's \"type\"", plugin.kind()));
         }
-        let disable_check = match object.get("disableCheck") {
-            Some(Value::Bool(disable)) => *disable,
-            Some(Value::String(text)) => text == "true",
-            _ => false,
-        };
-        Ok(Self { name, version, disable_check, plugins })
+        let (disable_check, disable_gc) =
+            (flag(&object, "disableCheck"), flag(&object, "disableGC"));
+        Ok(Self { name, version, disable_check, disable_gc, plugins })
     }
 
     /// Whether plugins of this version know CHECK, and it is wanted.
     pub(crate) fn can_check(&self) -> bool {
         !self.disable_check && !self.version.starts_with("0.3.")
+    }
+
+    /// Whether plugins of this version know STATUS.
+    pub(crate) fn can_status(&self) -> bool {
+        self.version == "1.1.0"
+    }
+
+    /// Whether plugins of this version know GC, and it is wanted.
+    pub(crate) fn can_gc(&self) -> bool {
+        !self.disable_gc && self.can_status()
     }
 
     /// Whether a plugin of the chain declares a capability.
@@ -148,6 +158,14 @@ fn version(object: &Map<String, Value>) -> Result<String, String> {
             said.join(", "),
             VERSIONS.join(", ")
         )),
+    }
+}
+
+fn flag(object: &Map<String, Value>, key: &str) -> bool {
+    match object.get(key) {
+        Some(Value::Bool(flag)) => *flag,
+        Some(Value::String(text)) => text == "true",
+        _ => false,
     }
 }
 

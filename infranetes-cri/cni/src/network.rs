@@ -1,5 +1,6 @@
 //! The pod network as the engine sees it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -7,8 +8,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use infranetes_core::ids::SandboxId;
 use infranetes_core::network::{Attachment, NetworkError, NetworkWish, PodNetwork, Prefix};
+use tokio::sync::RwLock;
 use tokio::time::sleep;
 
+use crate::care::{self, Place, Readiness};
 use crate::chain::Chain;
 use crate::error::CniError;
 use crate::list::NetworkList;
@@ -33,6 +36,9 @@ pub struct CniSettings {
 pub struct CniNetwork {
     settings: CniSettings,
     ranges: Mutex<Vec<Prefix>>,
+    readiness: Readiness,
+    /// A GC has it alone: what is being connected meanwhile would be neither among what stays nor safe.
+    gate: RwLock<()>,
 }
 
 impl CniNetwork {
@@ -44,7 +50,12 @@ impl CniNetwork {
             None
         });
         let ranges = ranges.unwrap_or_default().into_iter().filter_map(|text| text.parse().ok());
-        Self { ranges: Mutex::new(ranges.collect()), settings }
+        Self {
+            ranges: Mutex::new(ranges.collect()),
+            settings,
+            readiness: Readiness::default(),
+            gate: RwLock::default(),
+        }
     }
 
     async fn connect(&self, wish: &NetworkWish) -> Result<Attachment, CniError> {
@@ -143,30 +154,79 @@ impl CniNetwork {
         self.settings.namespace_dir.join(sandbox.as_str())
     }
 
-    fn look(&self) -> Result<(), CniError> {
+    fn look(&self) -> Result<NetworkList, CniError> {
         let list = NetworkList::first(&self.settings.conf_dir)?;
-        list.plugins
-            .iter()
-            .try_for_each(|part| plugin::find(&self.settings.bin_dirs, part.kind()).map(drop))
+        for part in &list.plugins {
+            plugin::find(&self.settings.bin_dirs, part.kind())?;
+        }
+        Ok(list)
+    }
+
+    fn place(&self) -> Place {
+        let CniSettings { bin_dirs, state_dir, .. } = self.settings.clone();
+        Place { bin_dirs, state_dir }
+    }
+
+    /// What is connected, by all that may know of it: the caller, what is durable here, and the namespaces that are.
+    fn connected(&self, known: &[SandboxId]) -> Result<BTreeSet<(String, String)>, CniError> {
+        let mut connected: BTreeSet<_> =
+            known.iter().map(|id| (id.as_str().to_owned(), INTERFACE.to_owned())).collect();
+        for dir in [&self.settings.state_dir, &self.settings.namespace_dir] {
+            for name in names(dir).map_err(CniError::io("list", dir))? {
+                // One that cannot be read is one all the same.
+                let connection =
+                    StateDir::of(&self.settings.state_dir, &name).load().ok().flatten();
+                let interface =
+                    connection.map_or(INTERFACE.to_owned(), |connection| connection.interface);
+                connected.insert((name, interface));
+            }
+        }
+        Ok(connected)
+    }
+
+    async fn collect_now(&self, known: &[SandboxId]) -> Result<(), CniError> {
+        let list = self.look()?;
+        self.readiness.problem(&list, &self.place());
+        let _alone = self.gate.write().await;
+        let connected = self.connected(known)?;
+        if care::collect(&list, &self.place(), &connected).await? {
+            let stay = connected.len();
+            tracing::info!(
+                network = list.name,
+                stay,
+                "the CNI plugins gave back what no sandbox has"
+            );
+        }
+        Ok(())
     }
 }
 
 #[async_trait]
 impl PodNetwork for CniNetwork {
     async fn set_up(&self, wish: &NetworkWish) -> Result<Attachment, NetworkError> {
+        let _gate = self.gate.read().await;
         Ok(self.connect(wish).await?)
     }
 
     async fn check(&self, sandbox: &SandboxId) -> Result<(), NetworkError> {
+        let _gate = self.gate.read().await;
         Ok(self.examine(sandbox).await?)
     }
 
     async fn tear_down(&self, sandbox: &SandboxId) -> Result<(), NetworkError> {
+        let _gate = self.gate.read().await;
         Ok(self.disconnect(sandbox).await?)
     }
 
+    async fn collect(&self, known: &[SandboxId]) -> Result<(), NetworkError> {
+        Ok(self.collect_now(known).await?)
+    }
+
     fn problem(&self) -> Option<String> {
-        self.look().err().map(|error| NetworkError::from(error).to_string())
+        match self.look() {
+            Ok(list) => self.readiness.problem(&list, &self.place()),
+            Err(error) => Some(NetworkError::from(error).to_string()),
+        }
     }
 
     fn use_ranges(&self, ranges: &[Prefix]) -> Result<(), NetworkError> {
@@ -197,6 +257,23 @@ fn args(wish: &NetworkWish) -> Result<String, CniError> {
         args += &format!(";{key}={value}");
     }
     Ok(args)
+}
+
+/// What lies in a directory of ours and belongs to a sandbox.
+fn names(dir: &Path) -> std::io::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if !name.contains('.') {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 fn ranges_file(settings: &CniSettings) -> PathBuf {

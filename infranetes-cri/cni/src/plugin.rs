@@ -23,6 +23,8 @@ pub(crate) enum Verb {
     Add,
     Check,
     Del,
+    Gc,
+    Status,
 }
 
 impl Verb {
@@ -31,16 +33,18 @@ impl Verb {
             Self::Add => "ADD",
             Self::Check => "CHECK",
             Self::Del => "DEL",
+            Self::Gc => "GC",
+            Self::Status => "STATUS",
         }
     }
 }
 
-/// What all calls for one sandbox have in common.
+/// What all calls for one sandbox, or for the node, have in common.
 #[derive(Clone, Debug)]
 pub(crate) struct Calls {
     /// Where programs are looked for, in this order.
     pub(crate) bin_dirs: Vec<PathBuf>,
-    /// CNI_CONTAINERID.
+    /// CNI_CONTAINERID; empty for the node.
     pub(crate) container: String,
     /// CNI_NETNS; empty when it is gone.
     pub(crate) namespace: String,

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
+use infranetes_sdk::RetryAdvice;
 use infranetes_sdk::pod::Machine as SeenMachine;
 use tokio::time::Instant;
 
-use super::{Outcome, SandboxTask};
+use super::{Disconnecting, Outcome, SandboxTask};
 use crate::engine::boot::{self, Ended, Located, Submitted};
 use crate::engine::collect;
 use crate::engine::life::{Failure, Goal, Machine, Network, UserData};
@@ -38,11 +39,7 @@ impl SandboxTask {
             }
             Outcome::Examined => self.seen.examined = true,
             Outcome::Gone => self.gone().await,
-            Outcome::Disconnected => {
-                self.life.network = Network::Down;
-                self.life.ips.clear();
-                self.save_or_later().await;
-            }
+            Outcome::Disconnected(result) => self.disconnected(result).await,
             Outcome::Forgotten(Ok(())) => {}
             Outcome::Forgotten(Err(error)) => {
                 tracing::warn!(sandbox = %self.life.id, error = %error, "the record could not be deleted yet");
@@ -53,6 +50,7 @@ impl SandboxTask {
 
     /// What is up is durable at the latest together with the machine that is made in it: see `prepared`.
     async fn connected(&mut self, result: Result<Box<Attachment>, Ended>) {
+        self.disconnecting = Disconnecting::new(&self.life.id);
         match result {
             Ok(attachment) => {
                 self.life.ips = attachment.ips.iter().map(ToString::to_string).collect();
@@ -61,6 +59,26 @@ impl SandboxTask {
                 self.save_or_later().await;
             }
             Err(ended) => self.ended(Phase::Intended, ended).await,
+        }
+    }
+
+    /// A network that does not let go is tried again until it does; who waits for a stop hears of it at once, because the
+    /// kubelet asks again by itself, and its calls end sooner than some plugins are mended.
+    async fn disconnected(&mut self, result: Result<(), Cause>) {
+        match result {
+            Ok(()) => {
+                self.life.network = Network::Down;
+                self.life.ips.clear();
+                self.save_or_later().await;
+            }
+            Err(cause) => {
+                self.disconnecting.pause = self.disconnecting.backoff.pause(RetryAdvice::ByKind);
+                for reply in self.stops.drain(..) {
+                    let sandbox = self.life.id.clone();
+                    let _ = reply
+                        .send(Err(EngineError::NotDisconnected { sandbox, cause: cause.clone() }));
+                }
+            }
         }
     }
 

@@ -115,7 +115,11 @@ impl SandboxTask {
                 let _ = reply.send(Err(self.denied(denial)));
                 return;
             }
-            Admission::Join => return wait_with(waiters, reply, &self.life.id),
+            Admission::Join => {
+                wait_with(waiters, reply, &self.life.id);
+                self.disconnecting.knock.notify_one();
+                return;
+            }
             Admission::Accept => {}
         }
         let before = self.life.goal;
