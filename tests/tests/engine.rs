@@ -12,7 +12,7 @@ use infranetes_core::spec::{
 };
 use infranetes_core::status::{ContainerState, Phase, SandboxStatus};
 use infranetes_provider_fake::{
-    Failure, FakeProvider, FaultAction, Method, Outcome, Script, Span, When,
+    Failure, FakeProvider, FaultAction, LeftoverView, Method, Outcome, Script, Span, When,
 };
 use infranetes_sdk::pod::{CreateRequest, MachineType};
 use infranetes_sdk::{CallContext, ErrorKind, PodProvider};
@@ -308,4 +308,43 @@ async fn only_orphans_that_are_surely_ours_are_destroyed_and_not_in_a_hurry() {
     let left = names();
     assert_eq!(left.len(), 3, "{left:?}");
     assert!(!left.contains(&"orphan".to_owned()), "{left:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_of_machines_is_destroyed_where_no_sandbox_takes_care_of_it() {
+    let world = world(|_| {});
+    sleep(Duration::from_secs(5)).await;
+    let engine = world.start().await.unwrap();
+    let web = engine.run_sandbox(pod("web")).await.unwrap();
+    let now = world.cloud.machines()[0].created_unix_ms + 1000;
+    let stranger = "0123456789abcdef0123456789abcdef";
+    let leave = |id: &str, node: &str, sandbox: &str, created_unix_ms: u64| {
+        let mut tags = BTreeMap::from([
+            ("infranetes-cluster".to_owned(), "sim".to_owned()),
+            ("infranetes-node".to_owned(), node.to_owned()),
+        ]);
+        if !sandbox.is_empty() {
+            tags.insert("infranetes-sandbox".to_owned(), sandbox.to_owned());
+        }
+        let (kind, id) = ("disk".to_owned(), id.to_owned());
+        world.cloud.leave_behind(LeftoverView { kind, id, tags, created_unix_ms });
+    };
+    leave("ours", "node-1", stranger, now);
+    leave("of-another-node", "node-2", stranger, now);
+    leave("of-a-sandbox-that-is", "node-1", &web.as_str()[..32], now);
+    leave("of-no-sandbox", "node-1", "", now);
+    leave("older-than-the-record", "node-1", stranger, 1);
+    leave("of-unknown-age", "node-1", stranger, 0);
+    let left =
+        || -> Vec<String> { world.cloud.leftovers().into_iter().map(|left| left.id).collect() };
+    sleep(Duration::from_secs(9 * 60)).await;
+    assert_eq!(left().len(), 6, "too early: {:?}", left());
+    sleep(Duration::from_secs(10 * 60)).await;
+    let there = left();
+    assert_eq!(there.len(), 5, "{there:?}");
+    assert!(!there.contains(&"ours".to_owned()), "{there:?}");
+    // With its sandbox goes the last one who could have done it.
+    engine.remove_sandbox(&web).await.unwrap();
+    sleep(Duration::from_secs(15 * 60)).await;
+    assert!(!left().contains(&"of-a-sandbox-that-is".to_owned()), "{:?}", left());
 }

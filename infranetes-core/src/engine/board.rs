@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::counters::Counters;
 pub use self::events::Events;
 use self::events::{Teller, Told, farewell, news};
+use crate::engine::naming;
 use crate::engine::parts::WallClock;
 use crate::error::EngineError;
 use crate::ids::{ContainerId, SandboxId};
@@ -198,6 +199,11 @@ impl Board {
     /// Names of all machines that some sandbox owns.
     pub(crate) fn machine_names(&self) -> BTreeSet<String> {
         self.read().sandboxes.values().filter_map(|posted| posted.machine.clone()).collect()
+    }
+
+    /// Whether some sandbox, known or just being wished for, is the one of which a tag has the start of the id.
+    pub(crate) fn has_tag(&self, tag: &str) -> bool {
+        self.read().sandboxes.keys().any(|id| naming::sandbox_tag(id) == tag)
     }
 
     /// Sends a request to the ready sandboxes whose machine's id is doubtful. A task that is busy is asked next time.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures::StreamExt;
 use infranetes_sdk::pod::{
     Addresses, AddressesRequest, ConsoleRequest, CreateRequest, DescribePodRequest, DestroyRequest,
-    EventsRequest, GetRequest, ListRequest, Machine, MachineEvent, PlanRequest, PlanResponse,
-    PodCapabilities, ResizeRequest,
+    EventsRequest, GetRequest, Leftover, ListRequest, Machine, MachineEvent, PlanRequest,
+    PlanResponse, PodCapabilities, ResizeRequest, SweepRequest,
 };
 use infranetes_sdk::{BoxStream, CallContext, ErrorKind, PodProvider, ProviderError};
 use tokio::time::timeout;
@@ -98,6 +98,20 @@ impl Calls {
         Err(ProviderError::internal(format!(
             "the list of machines has more than {PAGES_MAX} pages"
         )))
+    }
+
+    /// What carries these tags and is not a machine; nothing where the provider cannot tell.
+    pub(crate) async fn leftovers(
+        &self,
+        tags: &HashMap<String, String>,
+    ) -> Result<Vec<Leftover>, ProviderError> {
+        if !self.describe().await?.sweep {
+            return Ok(Vec::new());
+        }
+        let request = SweepRequest { tags: tags.clone() };
+        let answer =
+            self.bounded("list leftovers", self.provider.sweep(self.context(""), request)).await?;
+        Ok(answer.leftovers)
     }
 
     /// The console's last lines; empty where the provider has none to show.

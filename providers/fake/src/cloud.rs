@@ -90,6 +90,8 @@ pub struct LeftoverView {
     pub id: String,
     /// Its tags.
     pub tags: BTreeMap<String, String>,
+    /// When it was made, in milliseconds since 1970.
+    pub created_unix_ms: u64,
 }
 
 /// One call that reached the cloud.

@@ -94,6 +94,7 @@ pub(crate) fn leftover(view: &LeftoverView) -> Leftover {
         kind: view.kind.clone(),
         id: view.id.clone(),
         tags: view.tags.clone().into_iter().collect(),
+        created_unix_ms: view.created_unix_ms,
     }
 }
 

@@ -259,6 +259,7 @@ impl State {
                         kind: "disk".to_owned(),
                         id: format!("disk-of-{id}"),
                         tags: record.view.tags.clone(),
+                        created_unix_ms: record.view.created_unix_ms,
                     };
                     self.leftovers.insert(left.id.clone(), left);
                 }

@@ -145,10 +145,12 @@ impl Registry {
                 Entry::Machine(id) | Entry::New(id) | Entry::Gone(id) => id.clone(),
             };
             let record = Record::load(&entry.path(&self.machines)).ok();
-            let found = record.map(|record| record.tags).unwrap_or_default();
+            let (found, created_unix_ms) =
+                record.map(|record| (record.tags, record.created_unix_ms)).unwrap_or_default();
             if tags.iter().all(|(key, value)| found.get(key) == Some(value)) {
                 let kind = "directory".to_owned();
-                left.push(Leftover { kind, id, tags: found.into_iter().collect() });
+                let tags = found.into_iter().collect();
+                left.push(Leftover { kind, id, tags, created_unix_ms });
             }
         }
         if tags.is_empty() {

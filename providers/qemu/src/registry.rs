@@ -158,10 +158,11 @@ impl Registry {
                 Entry::Machine(id) | Entry::New(id) | Entry::Gone(id) => id.clone(),
             };
             let record = Record::load(&dir::path_of(&self.machines, &entry)).ok();
-            let found = record.map(|record| record.tags).unwrap_or_default();
+            let (found, created_unix_ms) =
+                record.map(|record| (record.tags, record.created_unix_ms)).unwrap_or_default();
             if tags.iter().all(|(key, value)| found.get(key) == Some(value)) {
                 let tags = found.into_iter().collect();
-                left.push(Leftover { kind: "directory".to_owned(), id, tags });
+                left.push(Leftover { kind: "directory".to_owned(), id, tags, created_unix_ms });
             }
         }
         if tags.is_empty() {

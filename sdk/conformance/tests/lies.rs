@@ -305,7 +305,12 @@ impl PodProvider for Liar {
     }
 
     async fn sweep(&self, _: CallContext, request: SweepRequest) -> Result<SweepResponse> {
-        let disk = Leftover { kind: "disk".into(), id: "d1".into(), tags: request.tags };
+        let disk = Leftover {
+            kind: "disk".into(),
+            id: "d1".into(),
+            tags: request.tags,
+            created_unix_ms: 0,
+        };
         let leftovers = if self.tells(Lie::LeavesADisk) { vec![disk] } else { Vec::new() };
         Ok(SweepResponse { leftovers })
     }

@@ -8,7 +8,7 @@ use infranetes_sdk::pod::{
     AddressMode, Addresses, AddressesRequest, ConsoleChunk, ConsoleRequest, CreateRequest,
     DescribePodRequest, DestroyRequest, Empty, EventsRequest, GetRequest, ListRequest,
     ListResponse, Machine, MachineEvent, PlanRequest, PlanResponse, PodCapabilities, ResizeRequest,
-    StopMachineRequest,
+    StopMachineRequest, SweepRequest, SweepResponse,
 };
 use infranetes_sdk::{BoxStream, CallContext, PodProvider, Result};
 
@@ -101,6 +101,10 @@ impl PodProvider for SimProvider {
     async fn resize(&self, ctx: CallContext, request: ResizeRequest) -> Result<Machine> {
         let what = format!("resize {}", request.id);
         self.around(&what, self.inner.resize(ctx, request)).await
+    }
+
+    async fn sweep(&self, ctx: CallContext, request: SweepRequest) -> Result<SweepResponse> {
+        self.around("sweep", self.inner.sweep(ctx, request)).await
     }
 
     async fn console(
