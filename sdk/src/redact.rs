@@ -24,6 +24,7 @@ impl fmt::Debug for v1::CreateRequest {
             .field("tags", &self.tags)
             .field("network", &self.network)
             .field("disks", &self.disks)
+            .field("checkpoint", &self.checkpoint)
             .finish()
     }
 }

@@ -377,6 +377,7 @@ fn create_request(node: &Node, life: &Life, machine: &Machine) -> CreateRequest 
         tags: sandbox_tags(&node.config, &life.id),
         network: connect::message(life),
         disks: Vec::new(),
+        checkpoint: String::new(),
     }
 }
 

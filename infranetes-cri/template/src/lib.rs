@@ -182,6 +182,9 @@ fn wanted(request: CreateRequest) -> Result<Server> {
             "this cloud has no disks to attach",
         ));
     }
+    if !request.checkpoint.is_empty() {
+        return Err(ProviderError::unsupported("this cloud has no checkpoints"));
+    }
     let network = request.network.unwrap_or_default();
     match network.address_mode() {
         AddressMode::Unspecified | AddressMode::Private => {}

@@ -23,6 +23,9 @@ pub(crate) fn check_create(script: &Script, request: &CreateRequest) -> Result<(
     if !request.image.is_empty() && !script.images.contains(&request.image) {
         return invalid(format!("there is no machine image {:?}", request.image));
     }
+    if !request.checkpoint.is_empty() {
+        return Err(CloudError::Unsupported("checkpoints"));
+    }
     for (key, value) in &request.tags {
         if !is_tag(key, 1) || !is_tag(value, 0) {
             return invalid(format!("{key:?} = {value:?} is no tag of [a-z0-9_-]"));

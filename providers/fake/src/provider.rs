@@ -71,6 +71,7 @@ impl PodProvider for FakeProvider {
             quota: !script.lacks(Feature::Quota),
             isolates: true,
             own_kernel: true,
+            checkpoint: false,
         })
     }
 

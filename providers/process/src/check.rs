@@ -27,6 +27,9 @@ pub(crate) fn check_create(request: &CreateRequest) -> Result<(), ProcessError> 
     if let Some(disk) = request.disks.first() {
         return unsupported(format!("volume {:?}: this provider attaches none", disk.volume_id));
     }
+    if !request.checkpoint.is_empty() {
+        return unsupported("a checkpoint: processes of the node have none".to_owned());
+    }
     for (key, value) in &request.tags {
         if !is_tag(key, 1) || !is_tag(value, 0) {
             return invalid(format!("{key:?} = {value:?} is no tag of [a-z0-9_-]"));

@@ -32,6 +32,21 @@ pub(crate) enum QmpEvent {
     GuestPanicked,
 }
 
+/// How far a migration is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Migration {
+    None,
+    Active,
+    Completed,
+    Failed(String),
+}
+
+impl Migration {
+    pub(crate) fn goes_on(&self) -> bool {
+        *self == Self::Active
+    }
+}
+
 /// Why a machine is about to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ShutdownReason {
@@ -91,10 +106,61 @@ impl Qmp {
         self.execute("quit", json!({}), LIMIT).await.map(drop)
     }
 
-    /// Whether the guest runs.
-    pub(crate) async fn is_running(&self) -> Result<bool, QmpError> {
+    /// Lets the guest stand still.
+    pub(crate) async fn stop(&self) -> Result<(), QmpError> {
+        self.execute("stop", json!({}), LIMIT).await.map(drop)
+    }
+
+    /// Lets it go on; one that runs does already.
+    pub(crate) async fn go_on(&self) -> Result<(), QmpError> {
+        self.execute("cont", json!({}), LIMIT).await.map(drop)
+    }
+
+    /// What the guest does, in QEMU's word: "running", "paused", "inmigrate", …
+    pub(crate) async fn status(&self) -> Result<String, QmpError> {
         let status = self.execute("query-status", json!({}), LIMIT).await?;
-        Ok(status.get("running").and_then(Value::as_bool).unwrap_or(false))
+        Ok(status.get("status").and_then(Value::as_str).unwrap_or_default().to_owned())
+    }
+
+    /// Begins to send the machine's state to an address, as fast as it goes.
+    pub(crate) async fn migrate(&self, uri: &str) -> Result<(), QmpError> {
+        let arguments = json!({ "max-bandwidth": BANDWIDTH });
+        self.execute("migrate-set-parameters", arguments, LIMIT).await?;
+        self.execute("migrate", json!({ "uri": uri }), LIMIT).await.map(drop)
+    }
+
+    /// Begins to take a machine's state in, in a QEMU that waits for one.
+    pub(crate) async fn migrate_incoming(&self, uri: &str) -> Result<(), QmpError> {
+        self.execute("migrate-incoming", json!({ "uri": uri }), LIMIT).await.map(drop)
+    }
+
+    /// Ends a migration that goes on.
+    pub(crate) async fn cancel_migration(&self) -> Result<(), QmpError> {
+        self.execute("migrate_cancel", json!({}), LIMIT).await.map(drop)
+    }
+
+    /// How far a migration is.
+    pub(crate) async fn migration(&self) -> Result<Migration, QmpError> {
+        let said = self.execute("query-migrate", json!({}), LIMIT).await?;
+        let text = |key: &str| said.get(key).and_then(Value::as_str);
+        Ok(match text("status") {
+            None | Some("none") => Migration::None,
+            Some("completed") => Migration::Completed,
+            Some(ended @ ("failed" | "cancelled")) => {
+                Migration::Failed(text("error-desc").unwrap_or(ended).to_owned())
+            }
+            Some(_) => Migration::Active,
+        })
+    }
+
+    /// QEMU's version with that of its package, which may have patches.
+    pub(crate) async fn version(&self) -> Result<String, QmpError> {
+        let said = self.execute("query-version", json!({}), LIMIT).await?;
+        let number = |name: &str| said.pointer(&format!("/qemu/{name}")).and_then(Value::as_u64);
+        let [major, minor, micro] =
+            ["major", "minor", "micro"].map(|name| number(name).unwrap_or_default());
+        let package = said.get("package").and_then(Value::as_str).unwrap_or_default();
+        Ok(format!("{major}.{minor}.{micro} {package}").trim_end().to_owned())
     }
 
     /// The port of this node that the user-mode network forwards to `guest_port`.
@@ -261,6 +327,8 @@ fn forwarded_port(table: &str, guest_port: u16) -> Option<u16> {
     })
 }
 
+/// Bytes a second: more than any disk takes.
+const BANDWIDTH: u64 = 1 << 40;
 const LIMIT: Duration = Duration::from_secs(5);
 const LINE_MAX: u64 = 1 << 20;
 const COMMANDS: usize = 8;
@@ -285,14 +353,14 @@ mod tests {
         let (qmp, mut events, mut qemu) = pair().await;
         let asked = tokio::spawn({
             let qmp = qmp.clone();
-            async move { qmp.is_running().await }
+            async move { qmp.status().await }
         });
         qemu.hear("query-status").await;
         qemu.say(r#"{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-reset"}}"#)
             .await;
         qemu.say(r#"{"event": "RTC_CHANGE", "data": {"offset": 0}}"#).await;
         qemu.say(r#"{"return": {"status": "running", "running": true}}"#).await;
-        assert!(asked.await.expect("joined").expect("answered"));
+        assert_eq!(asked.await.expect("joined").expect("answered"), "running");
         assert_eq!(events.recv().await, Some(QmpEvent::Shutdown(ShutdownReason::Restart)));
 
         let asked = tokio::spawn(async move { qmp.power_down().await });

@@ -49,6 +49,14 @@ pub(crate) enum QemuError {
     InUse { path: PathBuf },
     #[error("the deadline passed before {doing} was done; it goes on")]
     Deadline { doing: &'static str },
+    #[error("the checkpoint {path} cannot be used: {problem}", path = path.display())]
+    Checkpoint { path: PathBuf, problem: String },
+    #[error("the machine's state cannot be written")]
+    State { source: io::Error },
+    #[error("QEMU could not write or read the machine's state: {reason}")]
+    Migration { reason: String },
+    #[error("nobody waits for the checkpoint any more")]
+    Abandoned,
     #[error("the task that did this broke off")]
     Broken,
 }
@@ -80,20 +88,23 @@ impl QemuError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Missing { .. } | Self::Unsupported(_) => ErrorKind::Unsupported,
-            Self::Io { source, .. } | Self::Spawn { source } => kind_of_io(source),
-            Self::EndedEarly { .. } | Self::Control { .. } | Self::NoForward { .. } => {
-                ErrorKind::Transient
+            Self::Io { source, .. } | Self::Spawn { source } | Self::State { source } => {
+                kind_of_io(source)
             }
+            Self::EndedEarly { .. }
+            | Self::Control { .. }
+            | Self::NoForward { .. }
+            | Self::Migration { .. } => ErrorKind::Transient,
             Self::StillThere { .. }
             | Self::Process { .. }
             | Self::Namespace { .. }
             | Self::Tap { .. } => ErrorKind::Transient,
             Self::NoSuchMachine { .. } => ErrorKind::NotFound,
-            Self::Invalid(_) => ErrorKind::Invalid,
+            Self::Invalid(_) | Self::Checkpoint { .. } => ErrorKind::Invalid,
             Self::Conflict(_) | Self::InUse { .. } => ErrorKind::Conflict,
             Self::TooMany { .. } | Self::NoUid { .. } => ErrorKind::Quota,
             Self::NoMemory { .. } => ErrorKind::Capacity,
-            Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
+            Self::Deadline { .. } | Self::Abandoned => ErrorKind::DeadlineExceeded,
             Self::Broken => ErrorKind::Internal,
         }
     }
@@ -122,6 +133,7 @@ impl From<QemuError> for ProviderError {
             QemuError::Missing { source, .. }
             | QemuError::Io { source, .. }
             | QemuError::Spawn { source }
+            | QemuError::State { source }
             | QemuError::Tap { source, .. }
             | QemuError::Process { source, .. } => plain.with_source(source),
             QemuError::Control { source } => plain.with_source(source),

@@ -15,6 +15,7 @@ use std::process::Stdio;
 use command_fds::{CommandFdExt, FdMapping};
 use tokio::process::{Child, Command};
 
+use crate::checkpoint::Shape;
 use crate::config::Config;
 use crate::convert::GUEST_ADDRESS;
 use crate::error::QemuError;
@@ -95,7 +96,7 @@ impl Launcher {
         taps: &[Tap],
     ) -> Vec<OsString> {
         let config = &self.config;
-        let cpus = record.cpu_millis.div_ceil(1000).max(1);
+        let cpus = cpus(record);
         let mut line = Arguments::default();
         line.pair("-name", format!("guest={}", escaped(&dir.display().to_string())));
         line.pair("-machine", config.machine.clone());
@@ -106,12 +107,16 @@ impl Launcher {
             true => line.pair("-accel", "kvm"),
             false => line.pair("-accel", format!("tcg,thread=multi,tb-size={TCG_CACHE_MIB}")),
         }
-        let cpu = if self.acceleration.kvm { "host" } else { EMULATED_CPU };
-        line.pair("-cpu", config.cpu.as_deref().unwrap_or(cpu));
+        line.pair("-cpu", self.cpu());
         line.pair("-m", format!("{}M", record.memory_mib));
         line.pair("-smp", cpus.to_string());
         for plain in ["-nodefaults", "-no-user-config", "-no-reboot"] {
             line.0.push(plain.into());
+        }
+        if record.checkpoint.is_some() {
+            line.pair("-incoming", "defer");
+            // It runs when all of the checkpoint is in and was looked at.
+            line.0.push("-S".into());
         }
         line.pair("-display", "none");
         if config.sandbox {
@@ -144,6 +149,27 @@ impl Launcher {
         line.0
     }
 
+    fn cpu(&self) -> &str {
+        let usual = if self.acceleration.kvm { "host" } else { EMULATED_CPU };
+        self.config.cpu.as_deref().unwrap_or(usual)
+    }
+
+    /// All that a machine and one that is to go on from its checkpoint have to have in common.
+    pub(crate) fn shape(&self, record: &Record, qemu: String) -> Shape {
+        let kvm = self.acceleration.kvm;
+        Shape {
+            qemu,
+            machine: self.config.machine.clone(),
+            cpu: self.cpu().to_owned(),
+            node_cpu: if kvm { node::cpu_model() } else { String::new() },
+            accelerator: if kvm { "kvm" } else { "tcg" }.to_owned(),
+            firmware: self.firmware().unwrap_or_default().to_owned(),
+            memory_mib: record.memory_mib,
+            cpus: cpus(record),
+            taps: record.taps,
+        }
+    }
+
     fn firmware(&self) -> Option<&str> {
         let quick = || Path::new(QBOOT).exists().then_some("qboot.rom");
         self.config.firmware.as_deref().or_else(quick)
@@ -163,6 +189,10 @@ impl Launcher {
     pub(crate) fn memory_bytes(&self, record: &Record) -> u64 {
         (record.memory_mib + OWN_MEMORY_MIB + TCG_CACHE_MIB) << 20
     }
+}
+
+fn cpus(record: &Record) -> u64 {
+    record.cpu_millis.div_ceil(1000).max(1)
 }
 
 /// All that the emulator can do, but for what makes guests slow: with the first two, Linux copies memory by an instruction that is
@@ -256,6 +286,8 @@ mod tests {
             memory_mib: 320,
             created_unix_ms: 0,
             namespace: None,
+            taps: 0,
+            checkpoint: None,
             uid: None,
             wanted: Power::On,
             boot_id: String::new(),

@@ -9,6 +9,7 @@
 
 mod cgroup;
 mod check;
+mod checkpoint;
 mod client;
 mod config;
 mod console;

@@ -10,6 +10,8 @@
 //! One operation at a time holds `operation`; the process is watched by a task of its own, which alone says how a run
 //! ended. What has to survive a daemon is in the record before it happens.
 
+mod checkpoint;
+
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -257,6 +259,11 @@ impl Machine {
             Some(namespace) => taps::open(namespace).await?,
             None => Vec::new(),
         };
+        let taps_before = record.taps;
+        let record = Record { taps: taps.len(), ..record };
+        if record.taps != taps_before {
+            self.change(|now| now.taps = record.taps)?;
+        }
         let mut child =
             self.shared.launcher.spawn(self.dir(), &record, &files, &user_data, taps)?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
@@ -276,7 +283,11 @@ impl Machine {
         })?;
         self.enter_cgroup(&record, pid);
         launch::give_the_word(&mut child).await.map_err(|source| QemuError::Spawn { source })?;
-        match self.connect(&held).await {
+        let connected = match self.connect(&held).await {
+            Ok(connected) => self.continued(connected, &held, &record).await,
+            failed => failed,
+        };
+        match connected {
             Ok((qmp, events)) => {
                 self.watch(Control { process: held, qmp: Some(qmp) }, Some(child), Some(events));
                 Ok(())
@@ -296,6 +307,21 @@ impl Machine {
         }
     }
 
+    /// Lets a machine that goes on from a checkpoint do so.
+    async fn continued(
+        &self,
+        connected: Connected,
+        process: &Process,
+        record: &Record,
+    ) -> Result<Connected, QemuError> {
+        if let Some(path) = &record.checkpoint {
+            self.take_in(&connected.0, process, path).await?;
+            // From here on it is a machine like others: it boots when it is started again.
+            self.change(|record| record.checkpoint = None)?;
+        }
+        Ok(connected)
+    }
+
     fn enter_cgroup(&self, record: &Record, pid: i32) {
         let limits = Limits {
             memory_bytes: self.shared.launcher.memory_bytes(record),
@@ -307,10 +333,7 @@ impl Machine {
     }
 
     /// Connects to a QEMU that starts, learns the agent's port, and forgets the user-data.
-    async fn connect(
-        &self,
-        process: &Process,
-    ) -> Result<(Qmp, mpsc::Receiver<QmpEvent>), QemuError> {
+    async fn connect(&self, process: &Process) -> Result<Connected, QemuError> {
         let deadline = Instant::now() + CONNECT_LIMIT;
         let (qmp, events) = loop {
             match self.dir.connect(process.record.pid, QMP_LIMIT).await {
@@ -340,10 +363,20 @@ impl Machine {
     async fn take_up(self: &Arc<Self>, process: Arc<Process>) {
         let id = self.id();
         let pid = process.record.pid;
+        if self.record().checkpoint.is_some() {
+            return self.give_up(&process).await;
+        }
         match self.connect(&process).await {
             Ok((qmp, events)) => {
-                let guest_runs = qmp.is_running().await.unwrap_or(false);
-                tracing::info!(machine = %id, pid, guest_runs, "a machine of an earlier daemon is taken up");
+                let status = qmp.status().await.unwrap_or_default();
+                tracing::info!(machine = %id, pid, status, "a machine of an earlier daemon is taken up");
+                if matches!(status.as_str(), "paused" | "postmigrate" | "finish-migrate") {
+                    // The daemon died over a checkpoint.
+                    let _ = qmp.cancel_migration().await;
+                    if let Err(error) = qmp.go_on().await {
+                        tracing::warn!(machine = %id, %error, "the guest stands still");
+                    }
+                }
                 self.watch(Control { process, qmp: Some(qmp) }, None, Some(events));
                 self.leave(Phase::Creating, Phase::Running);
             }
@@ -355,6 +388,15 @@ impl Machine {
                 self.watch(Control { process, qmp: None }, None, None);
             }
         }
+    }
+
+    /// Ends a machine that took in a part of a checkpoint while its daemon died. Nobody can say how far it came.
+    async fn give_up(&self, process: &Process) {
+        if let Err(error) = self.kill(process).await {
+            tracing::error!(machine = %self.id(), error = chain(&error), "a machine that is of no use cannot be ended");
+        }
+        let message = "the daemon ended while the machine took its checkpoint in".to_owned();
+        self.end(End { failed: true, message, details: Vec::new() }, Phase::Failed);
     }
 
     fn found_dead(&self, record: &Record) {
@@ -496,6 +538,9 @@ impl Machine {
         lock(&self.record).id.clone()
     }
 }
+
+/// A QEMU that answers, and what it says by itself.
+type Connected = (Qmp, mpsc::Receiver<QmpEvent>);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -69,6 +69,13 @@ pub(crate) fn memory_mib() -> u64 {
     kib.unwrap_or(0) / 1024
 }
 
+/// What the node's CPU calls itself.
+pub(crate) fn cpu_model() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with("model name")).unwrap_or_default();
+    line.split_once(':').map_or("", |(_, name)| name.trim()).to_owned()
+}
+
 /// CPUs of this node.
 pub(crate) fn cpus() -> u32 {
     std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1))

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use infranetes_sdk::pod::{
-    AddressMode, Addresses, AddressesRequest, ConsoleChunk, ConsoleRequest, CreateRequest,
-    DescribePodRequest, DestroyRequest, Empty, EventsRequest, GetRequest, ListRequest,
-    ListResponse, Machine as MachineMessage, MachineEvent, PlanRequest, PlanResponse,
+    AddressMode, Addresses, AddressesRequest, CheckpointRequest, ConsoleChunk, ConsoleRequest,
+    CreateRequest, DescribePodRequest, DestroyRequest, Empty, EventsRequest, GetRequest,
+    ListRequest, ListResponse, Machine as MachineMessage, MachineEvent, PlanRequest, PlanResponse,
     PodCapabilities, Quota, QuotaRequest, QuotaResponse, StartMachineRequest, StopMachineRequest,
     SweepRequest, SweepResponse,
 };
 use infranetes_sdk::{BoxStream, CallContext, PodProvider, Result, async_trait};
-use tokio::time::timeout_at;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
 
 use crate::check::USER_DATA_LIMIT;
 use crate::config::Config;
@@ -58,6 +59,7 @@ impl PodProvider for QemuProvider {
             quota: true,
             isolates: true,
             own_kernel: true,
+            checkpoint: true,
             ..Default::default()
         })
     }
@@ -70,7 +72,10 @@ impl PodProvider for QemuProvider {
         let registry = self.registry.clone();
         let runtime = tokio::runtime::Handle::current();
         let making = async move {
-            let made = tokio::task::spawn_blocking(move || registry.create(&request, &runtime));
+            let made = tokio::task::spawn_blocking(move || {
+                registry.check_checkpoint(&request)?;
+                registry.create(&request, &runtime)
+            });
             made.await.map_err(|_| QemuError::Broken)?
         };
         let machine = to_the_end(&ctx, "create", making).await?;
@@ -114,6 +119,18 @@ impl PodProvider for QemuProvider {
     async fn sweep(&self, _: CallContext, request: SweepRequest) -> Result<SweepResponse> {
         let tags = request.tags.into_iter().collect();
         Ok(SweepResponse { leftovers: self.registry.sweep(&tags)? })
+    }
+
+    async fn checkpoint(&self, ctx: CallContext, request: CheckpointRequest) -> Result<Empty> {
+        let machine = self.find(&request.id)?;
+        // Before the caller's, so that the caller hears that the guest goes on.
+        let most = Instant::now() + CHECKPOINT_LIMIT;
+        let deadline = ctx.deadline.map_or(most, |deadline| most.min(deadline - GO_ON));
+        // Dropped with this call.
+        let (_waits, gone) = oneshot::channel();
+        let work = machine.checkpoint(request.directory.into(), deadline, gone);
+        to_the_end(&ctx, "the checkpoint", work).await?;
+        Ok(Empty {})
     }
 
     async fn quota(&self, _: CallContext, _: QuotaRequest) -> Result<QuotaResponse> {
@@ -162,4 +179,7 @@ async fn to_the_end<T: Send + 'static>(
 }
 
 /// No guest gets longer than this, so that every operation ends.
+const CHECKPOINT_LIMIT: Duration = Duration::from_secs(1800);
+/// What it takes to let a guest go on, and to remove what was written.
+const GO_ON: Duration = Duration::from_secs(3);
 const GRACE_MAX: Duration = Duration::from_secs(3600);

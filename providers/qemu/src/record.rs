@@ -25,6 +25,12 @@ pub(crate) struct Record {
     /// The network namespace whose place on the network it takes; `None`: QEMU's user-mode network.
     #[serde(default)]
     pub(crate) namespace: Option<PathBuf>,
+    /// How many interfaces it has there.
+    #[serde(default)]
+    pub(crate) taps: usize,
+    /// The checkpoint that it goes on from, until it did.
+    #[serde(default)]
+    pub(crate) checkpoint: Option<PathBuf>,
     /// The user that QEMU runs as, where that is not our own.
     pub(crate) uid: Option<u32>,
     /// Whether it is wanted to run.
@@ -109,6 +115,8 @@ mod tests {
             memory_mib: 256,
             created_unix_ms: 1,
             namespace: Some("/run/netns/a".into()),
+            taps: 1,
+            checkpoint: Some("/c".into()),
             uid: Some(7),
             wanted: Power::On,
             boot_id: "boot".to_owned(),

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::cgroup::Cgroups;
 use crate::check::check_create;
+use crate::checkpoint::Directory;
 use crate::config::Config;
 use crate::dir::{self, Entry, MachineDir};
 use crate::error::QemuError;
@@ -129,6 +130,27 @@ impl Registry {
         Ok(machine)
     }
 
+    /// Reads all of a checkpoint that a machine is to go on from, unless that machine is there already. Blocks on the disk.
+    pub(crate) fn check_checkpoint(&self, request: &CreateRequest) -> Result<(), QemuError> {
+        let Some(path) = checkpoint(request) else { return Ok(()) };
+        if self.get(&id_of(&request.token)).is_ok() {
+            return Ok(());
+        }
+        let directory = Directory::open(&path)?;
+        let manifest = directory.manifest()?;
+        let size = self.sizes.resolve(request.machine_type.as_ref())?;
+        let (then, now) = (manifest.shape.memory_mib, size.memory_mib);
+        if (then, manifest.shape.cpus) != (now, size.cpus()) {
+            let cpus = (manifest.shape.cpus, size.cpus());
+            let problem = format!(
+                "its machine had {then} MiB and {} CPUs, and this one has {now} MiB and {}",
+                cpus.0, cpus.1
+            );
+            return Err(QemuError::Checkpoint { path, problem });
+        }
+        directory.verify(&manifest)
+    }
+
     /// Removes a machine and all that it owns. Not there is success.
     pub(crate) async fn destroy(&self, id: &str) -> Result<(), QemuError> {
         match self.get(id) {
@@ -219,6 +241,8 @@ impl Registry {
             memory_mib: size.memory_mib,
             created_unix_ms: u64::try_from(now.as_millis()).unwrap_or_default(),
             namespace: namespace(request),
+            taps: 0,
+            checkpoint: checkpoint(request),
             uid: if self.drops_root { Some(self.free_uid()?) } else { None },
             wanted: Power::On,
             boot_id: process::boot_id(),
@@ -306,6 +330,10 @@ impl Drop for Registry {
     }
 }
 
+fn checkpoint(request: &CreateRequest) -> Option<PathBuf> {
+    (!request.checkpoint.is_empty()).then(|| PathBuf::from(&request.checkpoint))
+}
+
 fn namespace(request: &CreateRequest) -> Option<PathBuf> {
     let path = request.network.as_ref().map(|network| network.namespace_path.as_str());
     path.filter(|path| !path.is_empty()).map(PathBuf::from)
@@ -330,6 +358,8 @@ fn same_shape(there: &Machine, request: &CreateRequest, size: &Size) -> Result<(
         && record.name == request.name
         && record.machine_type == size.name
         && record.namespace == namespace(request)
+        // One that went on from its checkpoint says no more from which.
+        && (record.checkpoint.is_none() || record.checkpoint == checkpoint(request))
         && record.tags == request.tags.clone().into_iter().collect()
         && user_data.is_ok_and(|user_data| user_data == request.user_data);
     if there.phase() == Phase::Destroying {

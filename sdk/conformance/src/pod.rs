@@ -112,6 +112,7 @@ const CHECKS: &[Check<Stage>] = checks! { Stage;
     "pod/console/readers", "several readers follow the console at once" => life::console_readers;
     "pod/machine/honest", "what describe denies is Unsupported for a machine, too" => life::capabilities;
     "pod/resize/same", "the size that it has is success" => life::resize_same;
+    "pod/create/checkpoint", "a checkpoint that is not there is refused, and makes nothing" => wishes::no_checkpoint;
     "pod/stop", "a stopped machine is off, still there, and stopping again is success" => life::stop;
     "pod/start", "a stopped machine starts again, and starting again is success" => life::start;
     "pod/destroy", "a destroyed machine is NotFound, not listed, and owns nothing" => life::destroy;

@@ -75,6 +75,20 @@ super::provider! {
         /// Changes a machine's size. The size that it has already is success.
         resize(ResizeRequest) -> Machine;
 
+        /// Writes what a running machine is at one moment into a directory of this node, and lets it go on.
+        ///
+        /// - The guest stands still meanwhile, as a whole. It runs on when this answers, well or not, and whatever becomes of
+        ///   the caller.
+        /// - Afterwards `create` with this directory makes a machine of the same type that goes on from that moment; as often
+        ///   as one likes, also at once, also while the first machine runs, also after a restart of the plugin.
+        /// - The guest's memory is in the files, with all of its secrets: they are the host's alone. Nothing is written elsewhere.
+        /// - After a failure, a cancelled call or a deadline the directory is empty again.
+        /// - A directory that is not empty, is not there or can be written to by others: `Invalid`; a full disk: `Capacity`; a
+        ///   machine that does not run: `Conflict`.
+        /// - `create` with a checkpoint that is not there, is damaged, or is of a machine of another type: `Invalid`. One that this provider
+        ///   could take then and cannot now (another version, another processor) may show later, as a failed machine.
+        checkpoint(CheckpointRequest) -> Empty;
+
         /// What carries the tags, costs money and is not a machine: disks, interfaces, addresses left behind.
         sweep(SweepRequest) -> SweepResponse;
 

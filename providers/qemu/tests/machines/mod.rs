@@ -1,5 +1,7 @@
 //! What real machines do: they come up, outlive daemons, end in every way, and leave nothing.
 
+mod checkpoints;
+
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 

@@ -310,6 +310,7 @@ for word in $($b cat /proc/cmdline); do
         test=panic) echo c > /proc/sysrq-trigger ;;
         test=flood) $b yes "all work and no play makes the console a full disk" ;;
         test=hang) $b sleep 0 ;;
+        test=count) number=0; while :; do number=$((number + 1)); echo "number $number"; $b sleep 0.2; done ;;
     esac
 done
 while :; do $b sleep 1000; done

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use infranetes_sdk::pod::{
-    AddressesRequest, AttachRequest, ConsoleRequest, GetRequest, MachineState, ResizeRequest,
-    StartMachineRequest, StopMachineRequest,
+    AddressesRequest, AttachRequest, CheckpointRequest, ConsoleRequest, GetRequest, MachineState,
+    ResizeRequest, StartMachineRequest, StopMachineRequest,
 };
 use infranetes_sdk::{BoxStream, ErrorKind};
 
@@ -162,6 +162,10 @@ pub(super) async fn capabilities(stage: &Stage) -> Outcome {
     if !able.resize {
         let request = ResizeRequest { id: id.clone(), ..ResizeRequest::default() };
         honest("resize", false, stage.provider.resize(stage.ctx(), request).await)?;
+    }
+    if !able.checkpoint {
+        let request = CheckpointRequest { id: id.clone(), ..CheckpointRequest::default() };
+        honest("checkpoint", false, stage.provider.checkpoint(stage.ctx(), request).await)?;
     }
     if !able.attach_after_boot {
         let volume_id = String::from("no-such-volume");

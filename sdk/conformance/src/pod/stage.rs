@@ -79,6 +79,7 @@ impl Stage {
             tags,
             network: Some(self.network().await?),
             disks: Vec::new(),
+            checkpoint: String::new(),
         })
     }
 

@@ -104,6 +104,21 @@ pub(super) async fn user_data_limit(stage: &Stage) -> Outcome {
     refused(stage, "create with too much user-data", ErrorKind::Invalid, request).await
 }
 
+pub(super) async fn no_checkpoint(stage: &Stage) -> Outcome {
+    let able = stage.capabilities().await?.checkpoint;
+    require(able, "describe denies checkpoint")?;
+    let mut request = stage.request().await?;
+    request.checkpoint = "/no/such/checkpoint".into();
+    let tags = request.tags.clone();
+    let created = stage.provider.create(stage.ctx(), request).await;
+    if let Ok(machine) = &created {
+        stage.remember(&machine.id);
+    }
+    fails("create with a checkpoint that is not there", ErrorKind::Invalid, created)?;
+    let machines = stage.list(&tags, 0).await?;
+    ensure(machines.is_empty(), || "the checkpoint that is not there left a machine".into())
+}
+
 pub(super) async fn unknown_type(stage: &Stage) -> Outcome {
     let mut request = stage.request().await?;
     request.machine_type = request.machine_type.map(|mut machine_type| {
