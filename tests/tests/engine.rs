@@ -316,7 +316,8 @@ async fn what_is_left_of_machines_is_destroyed_where_no_sandbox_takes_care_of_it
     sleep(Duration::from_secs(5)).await;
     let engine = world.start().await.unwrap();
     let web = engine.run_sandbox(pod("web")).await.unwrap();
-    let now = world.cloud.machines()[0].created_unix_ms + 1000;
+    // The cloud's clock began with its first call, after the record did.
+    let now = world.cloud.machines()[0].created_unix_ms + 60_000;
     let stranger = "0123456789abcdef0123456789abcdef";
     let leave = |id: &str, node: &str, sandbox: &str, created_unix_ms: u64| {
         let mut tags = BTreeMap::from([

@@ -107,7 +107,7 @@ impl Place {
     ) -> Result<(), CniError> {
         let stdin = self.state_dir.join(format!(".{}", verb.name().to_lowercase()));
         make(&self.state_dir)?;
-        orphans::end(&stdin).await?;
+        orphans::end(&stdin, orphans::GRACE).await?;
         let calls = Calls {
             bin_dirs: self.bin_dirs.clone(),
             container: String::new(),
