@@ -27,6 +27,7 @@ pub mod netlink;
 pub mod pause;
 pub mod plugins;
 pub mod reaper;
+mod renewal;
 pub mod run;
 pub mod server;
 pub mod times;

@@ -26,6 +26,7 @@ use crate::identity::IdentityError;
 use crate::lines::Pace;
 use crate::machine::Machine;
 use crate::meeting::Stream;
+use crate::renewal;
 use crate::server::Session;
 
 /// An address to listen on.
@@ -210,6 +211,10 @@ where
     let acceptor = acceptor.clone();
     tokio::spawn(async move {
         let _until_the_end = place;
+        if machine.held.is_holding() && machine.owned {
+            // This may be what was made of a checkpoint.
+            let _ = tokio::task::spawn_blocking(renewal::renew).await;
+        }
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
             Ok(Ok(tls)) => serve_tls(machine, tls).await,
             // A node that waited for the machine to boot dialled more than once.

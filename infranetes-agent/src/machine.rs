@@ -13,6 +13,7 @@ use tokio::sync::{Mutex as AsyncMutex, Semaphore, broadcast, mpsc, watch};
 use crate::identity::Identity;
 use crate::lines::Pace;
 use crate::plugins::Containers;
+use crate::server::Held;
 use crate::times::BootTimes;
 use crate::volumes::Volumes;
 
@@ -36,6 +37,8 @@ pub struct Machine {
     pub(crate) interfaces: Interfaces,
     /// What the machine was bound to.
     pub(crate) binding: AsyncMutex<Option<BindRequest>>,
+    /// Containers that stand still.
+    pub(crate) held: Held,
     /// Ids of removed containers, for those who watch.
     pub(crate) removals: broadcast::Sender<String>,
     /// Counts the containers that were started.
@@ -81,6 +84,7 @@ impl Machine {
             owned,
             interfaces,
             binding: AsyncMutex::new(None),
+            held: Held::default(),
             removals: broadcast::channel(REMOVALS_MAX).0,
             starts: watch::Sender::new(0),
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX as usize)),

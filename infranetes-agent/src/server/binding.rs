@@ -6,13 +6,19 @@ use std::path::PathBuf;
 use infranetes_agent_protocol::v1::{BindRequest, BindResponse, Dns, HostsEntry, Network};
 use tonic::Status;
 
+use super::checkpoint;
 use crate::interfaces::Layout;
 use crate::lines::chain;
 use crate::machine::{HOSTNAME, HOSTS, Interfaces, LOCAL_HOSTS, Machine, RESOLV_CONF};
 
 /// Binds the machine. The same request again does the same again; another sandbox is refused.
 pub(super) async fn bind(machine: &Machine, request: BindRequest) -> Result<BindResponse, Status> {
-    take(machine, &mut *machine.binding.lock().await, request)
+    let mut bound = machine.binding.lock().await;
+    let before = bound.as_ref().map(|bound| bound.sandbox_id.clone());
+    if checkpoint::bind(machine, before.as_deref(), &request.sandbox_id).await {
+        *bound = None;
+    }
+    take(machine, &mut bound, request)
 }
 
 /// Binds a machine that nobody else can bind meanwhile: it serves no sessions yet.

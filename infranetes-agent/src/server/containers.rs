@@ -51,6 +51,9 @@ pub(super) async fn start(
     let id = request.id;
     check_id(&id)?;
     let reference = || ContainerRef { id: id.clone() };
+    if machine.held.has(&id) {
+        return go_on(machine, id).await;
+    }
     let status = provider(machine)
         .await?
         .status(context("status", &id, QUERY_TIMEOUT), reference())
@@ -72,6 +75,18 @@ pub(super) async fn start(
         .map_err(|error| convert::status(&error))?;
     machine.starts.send_modify(|starts| *starts += 1);
     tracing::info!(container = %id, "container started");
+    Ok(StartContainerResponse {})
+}
+
+/// Starts a container that came in a checkpoint, which is to go on from there.
+async fn go_on(machine: &Machine, id: String) -> Result<StartContainerResponse, Status> {
+    let resume = context("resume", &id, START_TIMEOUT);
+    // Before its event goes out, so that it is not shown as one that still waits.
+    machine.held.release(&id);
+    let resumed = provider(machine).await?.resume(resume, ContainerRef { id: id.clone() }).await;
+    resumed.map_err(|error| convert::status(&error))?;
+    machine.starts.send_modify(|starts| *starts += 1);
+    tracing::info!(container = %id, "container goes on");
     Ok(StartContainerResponse {})
 }
 
@@ -110,6 +125,7 @@ pub(super) async fn remove(
     let context = context("remove", &id, REMOVE_TIMEOUT);
     let removed = provider(machine).await?.remove(context, ContainerRef { id: id.clone() }).await;
     gone_is_success(removed.map(drop))?;
+    machine.held.release(&id);
     machine.volumes.release(&id);
     tracing::info!(container = %id, "container removed");
     // Without a watcher there is nobody to tell.
@@ -153,9 +169,15 @@ async fn stop_one(
     grace: Duration,
 ) -> Result<(), ProviderError> {
     let context = context("stop", &id, grace + KILL_TIMEOUT);
-    let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+    let mut grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+    if machine.held.has(&id) {
+        // What stands still would not hear of it.
+        grace_ms = 0;
+    }
     let provider = machine.containers.provider().await?;
-    provider.stop(context, SdkStopContainerRequest { id, signal, grace_ms }).await?;
+    let request = SdkStopContainerRequest { id: id.clone(), signal, grace_ms };
+    provider.stop(context, request).await?;
+    machine.held.release(&id);
     Ok(())
 }
 
@@ -212,7 +234,7 @@ pub(super) fn context(verb: &str, id: &str, timeout: Duration) -> CallContext {
 const ID_BYTES_MAX: usize = 64;
 pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(20);
 const CREATE_TIMEOUT: Duration = Duration::from_secs(90);
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(60);
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(25);
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(60);
 /// From the kill to the exit, on a slow machine.

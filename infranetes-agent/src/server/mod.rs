@@ -2,6 +2,7 @@
 
 mod attach;
 mod binding;
+mod checkpoint;
 mod containers;
 mod convert;
 mod credit;
@@ -22,16 +23,17 @@ use std::sync::{Arc, Mutex, OnceLock};
 use futures::Stream;
 use infranetes_agent_protocol::v1::agent_server::Agent;
 use infranetes_agent_protocol::v1::{
-    AttachRequest, AttachResponse, BeginRotationRequest, BeginRotationResponse, BindRequest,
-    BindResponse, CompleteRotationRequest, CompleteRotationResponse, CreateContainerRequest,
-    CreateContainerResponse, ExecRequest, ExecResponse, HelloRequest, HelloResponse,
-    ImportLayersRequest, ImportLayersResponse, LogChunk, LogsRequest, MissingLayersRequest,
-    MissingLayersResponse, PortForwardRequest, PortForwardResponse, PutVolumesRequest,
-    PutVolumesResponse, ReadVolumeRequest, ReadVolumeResponse, RemoveContainerRequest,
-    RemoveContainerResponse, ShutdownRequest, ShutdownResponse, StartContainerRequest,
-    StartContainerResponse, StatsRequest, StatsResponse, StopContainerRequest,
-    StopContainerResponse, UpdateContainerRequest, UpdateContainerResponse, UsageRequest,
-    UsageResponse, VolumesRequest, VolumesResponse, WatchRequest, WatchResponse,
+    AttachRequest, AttachResponse, BeginCheckpointRequest, BeginCheckpointResponse,
+    BeginRotationRequest, BeginRotationResponse, BindRequest, BindResponse,
+    CompleteRotationRequest, CompleteRotationResponse, CreateContainerRequest,
+    CreateContainerResponse, EndCheckpointRequest, EndCheckpointResponse, ExecRequest,
+    ExecResponse, HelloRequest, HelloResponse, ImportLayersRequest, ImportLayersResponse, LogChunk,
+    LogsRequest, MissingLayersRequest, MissingLayersResponse, PortForwardRequest,
+    PortForwardResponse, PutVolumesRequest, PutVolumesResponse, ReadVolumeRequest,
+    ReadVolumeResponse, RemoveContainerRequest, RemoveContainerResponse, ShutdownRequest,
+    ShutdownResponse, StartContainerRequest, StartContainerResponse, StatsRequest, StatsResponse,
+    StopContainerRequest, StopContainerResponse, UpdateContainerRequest, UpdateContainerResponse,
+    UsageRequest, UsageResponse, VolumesRequest, VolumesResponse, WatchRequest, WatchResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -39,6 +41,7 @@ use crate::identity::PendingKey;
 use crate::machine::Machine;
 
 pub(crate) use binding::bind_first;
+pub use checkpoint::Held;
 pub(crate) use containers::stop_all;
 pub(crate) use hello::first_hello;
 
@@ -228,6 +231,20 @@ impl Agent for Session {
         _request: Request<UsageRequest>,
     ) -> Result<Response<UsageResponse>, Status> {
         usage::usage(self.machine()?).await.map(Response::new)
+    }
+
+    async fn begin_checkpoint(
+        &self,
+        request: Request<BeginCheckpointRequest>,
+    ) -> Result<Response<BeginCheckpointResponse>, Status> {
+        checkpoint::begin(self.machine()?, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn end_checkpoint(
+        &self,
+        _request: Request<EndCheckpointRequest>,
+    ) -> Result<Response<EndCheckpointResponse>, Status> {
+        Ok(Response::new(checkpoint::end(self.machine()?).await))
     }
 
     async fn shutdown(

@@ -34,7 +34,7 @@ pub(super) fn watch(machine: Arc<Machine>) -> ResponseStream<WatchResponse> {
 
 /// Opens the provider's events before it lists, so that nothing falls between the two.
 async fn begin(
-    machine: &Machine,
+    machine: &Arc<Machine>,
     removals: broadcast::Receiver<String>,
 ) -> Result<(Watcher, Vec<ContainerStatus>), Status> {
     let provider = provider(machine).await?;
@@ -46,11 +46,15 @@ async fn begin(
         .list(context("list", "all", QUERY_TIMEOUT), ListContainersRequest {})
         .await
         .map_err(|error| convert::status(&error))?;
-    let watcher = Watcher { events, removals, known: Known::default(), sequence: 0, ended: false };
-    Ok((watcher, list.containers))
+    let containers = list.containers.into_iter().map(|status| machine.held.view(status)).collect();
+    let machine = Arc::clone(machine);
+    let known = Known::default();
+    let watcher = Watcher { machine, events, removals, known, sequence: 0, ended: false };
+    Ok((watcher, containers))
 }
 
 struct Watcher {
+    machine: Arc<Machine>,
     events: BoxStream<ContainerEvent>,
     removals: broadcast::Receiver<String>,
     known: Known,
@@ -92,7 +96,8 @@ impl Watcher {
         let event = event
             .ok_or_else(|| Status::unavailable("the container provider ended its events"))?
             .map_err(|error| convert::status(&error))?;
-        let news = event.status.filter(|status| self.known.advance(status));
+        let status = event.status.map(|status| self.machine.held.view(status));
+        let news = status.filter(|status| self.known.advance(status));
         Ok(news.map(|status| Event::Container(convert::container_status(status))))
     }
 

@@ -90,6 +90,14 @@ impl Cgroups {
         }
     }
 
+    /// Whether containers can be made to stand still.
+    pub(crate) fn can_freeze(&self) -> bool {
+        match self {
+            Self::V2 { .. } => true,
+            Self::V1 { hierarchies } => controller(hierarchies, "freezer").is_some(),
+        }
+    }
+
     fn mounts(&self) -> Vec<&Path> {
         match self {
             Self::V2 { root } => vec![root],
@@ -146,6 +154,35 @@ impl Cgroup {
         }
     }
 
+    /// Lets all that is in it stand still, or go on, and waits until it does. `Unsupported` where no hierarchy can.
+    pub(crate) async fn set_frozen(&self, frozen: bool) -> io::Result<()> {
+        let (order, order_file, state_file, state) = match &self.cgroups {
+            Cgroups::V2 { root } => {
+                let dir = root.join(&self.outer);
+                let state = if frozen { "frozen 1" } else { "frozen 0" };
+                let order = if frozen { "1" } else { "0" };
+                (order, dir.join("cgroup.freeze"), dir.join("cgroup.events"), state)
+            }
+            Cgroups::V1 { .. } => {
+                let file = self.v1("freezer").map(|dir| dir.join("freezer.state"));
+                let file = file.filter(|file| file.exists()).ok_or(io::ErrorKind::Unsupported)?;
+                let state = if frozen { "FROZEN" } else { "THAWED" };
+                (state, file.clone(), file, state)
+            }
+        };
+        fs::write(order_file, order)?;
+        let mut pause = Duration::from_millis(1);
+        for _ in 0..FREEZE_ROUNDS {
+            let now = fs::read_to_string(&state_file)?;
+            if now.lines().any(|line| line == state) {
+                return Ok(());
+            }
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(KILL_PAUSE);
+        }
+        Err(io::Error::other("the kernel does not let all of it stand still, or go on"))
+    }
+
     /// Kills all that is in it, and waits until nothing is.
     pub(crate) async fn kill(&self) -> io::Result<()> {
         if let Cgroups::V2 { root } = &self.cgroups {
@@ -160,6 +197,10 @@ impl Cgroup {
             }
             for pid in pids {
                 let _ = kill_process(pid, Signal::KILL);
+            }
+            if let (Some(dir), false) = (self.v1("freezer"), self.cgroups.is_v2()) {
+                // In version 1, what stands still does not even die.
+                let _ = fs::write(dir.join("freezer.state"), "THAWED");
             }
             tokio::time::sleep(pause).await;
             pause = (2 * pause).min(KILL_PAUSE);
@@ -318,6 +359,8 @@ const CGROUP2: u64 = 0x6367_7270;
 /// The name of the runtime's cgroup in ours.
 const INNER: &str = "c";
 const KILL_ROUNDS: u32 = 200;
+/// A process in the middle of the kernel comes to a stop when it leaves it.
+const FREEZE_ROUNDS: u32 = 400;
 const KILL_PAUSE: Duration = Duration::from_millis(25);
 
 #[cfg(test)]

@@ -167,6 +167,28 @@ impl Container {
         }
     }
 
+    /// Lets it stand still, or go on.
+    pub(crate) async fn set_paused(&self, paused: bool) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        if self.state() != ContainerState::Running {
+            return Err(ProviderError::conflict(format!("container {} does not run", self.id())));
+        }
+        let frozen = self.cgroup.set_frozen(paused).await;
+        if paused && frozen.is_err() {
+            let _ = self.cgroup.set_frozen(false).await;
+        }
+        match frozen {
+            // What went meanwhile does not run.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(ProviderError::conflict(format!("container {} has exited", self.id())))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
+                Err(ProviderError::unsupported("this machine has no cgroup hierarchy that freezes"))
+            }
+            frozen => frozen.map_err(io_error("cannot pause or resume the container")),
+        }
+    }
+
     /// Kills everything in it and waits for its end.
     pub(crate) async fn kill(&self) -> Result<()> {
         if let Some(process) = self.process_fd() {

@@ -122,6 +122,7 @@ impl ContainerProvider for OciProvider {
             update: true,
             stats: true,
             own_root: true,
+            pause: self.inner.creator.cgroups.can_freeze(),
         })
     }
 
@@ -206,6 +207,24 @@ impl ContainerProvider for OciProvider {
             .clone()
             .whole(|inner| async move {
                 update(&container, &inner.runtime, &inner.creator.cgroups, &asked).await
+            })
+            .await
+    }
+
+    async fn pause(&self, _ctx: CallContext, request: ContainerRef) -> Result<Empty> {
+        let container = self.inner.find(&request.id)?;
+        self.inner.clone().whole(|_| async move { container.set_paused(true).await }).await
+    }
+
+    async fn resume(&self, _ctx: CallContext, request: ContainerRef) -> Result<Empty> {
+        let container = self.inner.find(&request.id)?;
+        self.inner
+            .clone()
+            .whole(|inner| async move {
+                container.set_paused(false).await?;
+                // Without a listener there is nobody to tell.
+                let _ = inner.events.send(container.status());
+                Ok(())
             })
             .await
     }

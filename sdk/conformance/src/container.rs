@@ -90,6 +90,7 @@ const CHECKS: &[Check<Stage>] = checks! { Stage;
     "container/start", "a started container runs, and starting again is success" => life::start;
     "container/status", "status and list tell the same" => life::status;
     "container/stats", "a running container has counters" => life::stats;
+    "container/pause", "a container that is paused stands still, and goes on when it is resumed" => life::pause;
     "container/update", "limits of a running container can be changed" => life::update;
     "container/attach/honest", "attach is as describe says" => cut::attach_is_honest;
     "exec/exit-code", "exec gives true exit codes" => exec::exit_codes;

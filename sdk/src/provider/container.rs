@@ -64,6 +64,17 @@ super::provider! {
         /// - Less memory than is used and can be taken back, and a container that exited: `Conflict`.
         update(UpdateContainerRequest) -> Empty;
 
+        /// Lets all of a container stand still: what it runs now, and what is run in it meanwhile. It stays running as its state says.
+        ///
+        /// - Answers once nothing of it runs any more. Standing still already is success; a container that does not run:
+        ///   `Conflict`. One that stands still can be stopped at once, killed and removed.
+        pause(ContainerRef) -> Empty;
+
+        /// Lets a container go on. One that does already is success; one that does not run: `Conflict`.
+        ///
+        /// - `events` tells its state again, whether or not it changed.
+        resume(ContainerRef) -> Empty;
+
         /// How a container is. A container that exited keeps its exit code, times and reason until it is removed.
         status(ContainerRef) -> ContainerStatus;
 

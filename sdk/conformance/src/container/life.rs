@@ -67,6 +67,34 @@ pub(super) async fn update(stage: &Stage) -> Outcome {
     ok("update", stage.provider.update(stage.ctx(), request).await).map(drop)
 }
 
+pub(super) async fn pause(stage: &Stage) -> Outcome {
+    require(stage.capabilities().await?.pause, "describe denies pause")?;
+    // Ends as soon as it may run.
+    let id = stage.run(stage.request("sleep 2")).await?;
+    for _ in ["once", "and again"] {
+        ok("pause", stage.provider.pause(stage.ctx(), reference(&id)).await)?;
+    }
+    tokio::time::sleep(STILL).await;
+    let state = stage.status(&id).await?.state();
+    ensure(state == ContainerState::Running, || format!("paused, it is {state:?}"))?;
+    for _ in ["once", "and again"] {
+        let resumed = stage.provider.resume(stage.ctx(), reference(&id)).await;
+        // It may have ended by then.
+        if stage.status(&id).await?.state() == ContainerState::Running {
+            ok("resume", resumed)?;
+        }
+    }
+    stage.wait_for_exit(&id).await?;
+    fails("pause", ErrorKind::Conflict, stage.provider.pause(stage.ctx(), reference(&id)).await)?;
+    stage.remove(&id).await?;
+    // One that stands still can be ended.
+    let id = stage.run(stage.request(ENDLESS)).await?;
+    ok("pause", stage.provider.pause(stage.ctx(), reference(&id)).await)?;
+    let stop = StopContainerRequest { id: id.clone(), ..Default::default() };
+    ok("stop", stage.provider.stop(stage.ctx(), stop).await)?;
+    stage.remove(&id).await
+}
+
 pub(super) async fn start_unknown_program(stage: &Stage) -> Outcome {
     let mut request = stage.request("");
     let process = request.process.get_or_insert_default();
@@ -169,4 +197,6 @@ pub(super) async fn clean(stage: &Stage) -> Outcome {
     ensure(left.is_empty(), || format!("{left:?} are left"))
 }
 
+/// Longer than what stands still would have taken.
+const STILL: std::time::Duration = std::time::Duration::from_secs(3);
 const TRAP_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);

@@ -58,6 +58,10 @@ pub(super) async fn capabilities(stage: &Stage) -> Outcome {
         honest("pull", false, provider.pull(stage.ctx(), request).await)?;
     }
     honest("stats", able.stats, provider.stats(stage.ctx(), StatsRequest::default()).await)?;
+    if !able.pause {
+        honest("pause", false, provider.pause(stage.ctx(), reference(UNKNOWN)).await)?;
+        honest("resume", false, provider.resume(stage.ctx(), reference(UNKNOWN)).await)?;
+    }
     if !able.update {
         let update = UpdateContainerRequest { id: UNKNOWN.into(), ..Default::default() };
         honest("update", false, provider.update(stage.ctx(), update).await)?;

@@ -1,0 +1,63 @@
+//! What a machine that was made of a checkpoint has to renew before it speaks to anybody: its clock, which stands where it stood, and
+//! its random numbers, of which others may have the same.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::time::{Duration, SystemTime};
+
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_settime};
+use rustix::ioctl::{NoArg, Opcode, ioctl, opcode};
+
+/// Sets the clock by the machine's own hardware, and mixes what the node's hardware gives into the random numbers. Blocks for
+/// a moment. What is not there is left as it is.
+pub(crate) fn renew() {
+    if let Err(error) = stir() {
+        tracing::warn!(%error, "the random numbers are not renewed");
+    }
+    match set_clock() {
+        Ok(None) => (),
+        Ok(Some(behind)) => tracing::info!(?behind, "the clock is set"),
+        Err(error) => tracing::warn!(%error, "the clock is not set"),
+    }
+}
+
+/// The clock of the hardware goes on while the machine does not.
+fn set_clock() -> std::io::Result<Option<Duration>> {
+    let text = fs::read_to_string(HARDWARE_CLOCK)?;
+    let seconds: u64 = text.trim().parse().map_err(std::io::Error::other)?;
+    let hardware = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+    let Ok(behind) = hardware.duration_since(SystemTime::now()) else { return Ok(None) };
+    if behind < WORTH_IT {
+        return Ok(None);
+    }
+    clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::new(seconds as i64, 0))?;
+    Ok(Some(behind))
+}
+
+/// What is written is mixed in, and counts from the next reseeding on, which is asked for at once.
+fn stir() -> std::io::Result<()> {
+    let mut fresh = [0_u8; 64];
+    fs::File::open(HARDWARE_RANDOM)?.read_exact(&mut fresh)?;
+    let mut random = fs::OpenOptions::new().write(true).open(RANDOM)?;
+    random.write_all(&fresh)?;
+    reseed(&random)
+}
+
+/// Asks the kernel to draw from what was mixed in.
+#[expect(unsafe_code, reason = "there is no safe way to ask for this")]
+fn reseed(random: &fs::File) -> std::io::Result<()> {
+    // SAFETY: the request takes no argument, as linux/random.h has it.
+    let request = unsafe { NoArg::<RESEED>::new() };
+    // SAFETY: it neither reads nor writes memory of ours.
+    unsafe { ioctl(random, request) }?;
+    Ok(())
+}
+
+/// RNDRESEEDCRNG.
+const RESEED: Opcode = opcode::none(b'R', 7);
+const HARDWARE_CLOCK: &str = "/sys/class/rtc/rtc0/since_epoch";
+const HARDWARE_RANDOM: &str = "/dev/hwrng";
+const RANDOM: &str = "/dev/urandom";
+/// A guest that stood still for a checkpoint is behind by what that took.
+const WORTH_IT: Duration = Duration::from_secs(2);
