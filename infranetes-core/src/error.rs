@@ -134,6 +134,15 @@ pub enum EngineError {
         #[source]
         cause: Cause,
     },
+    /// A checkpoint cannot be written or used.
+    #[error("the checkpoint {} cannot be written or used", directory.display())]
+    Checkpoint {
+        /// Where it is.
+        directory: std::path::PathBuf,
+        /// Why.
+        #[source]
+        cause: Cause,
+    },
     /// A bound of this node is reached.
     #[error("{0}; try again later")]
     Busy(String),
@@ -259,6 +268,7 @@ impl EngineError {
             Self::Conflict(_) => FailureKind::Conflict,
             Self::SandboxFailed { cause, .. }
             | Self::NotDisconnected { cause, .. }
+            | Self::Checkpoint { cause, .. }
             | Self::ImageUnreadable(cause) => cause.kind,
             Self::StillRunning { .. } | Self::ExecTimedOut(_) => FailureKind::TimedOut,
             Self::Provider { cause, .. } => provider_kind(cause),
@@ -351,6 +361,9 @@ impl EngineError {
             ))),
             Self::NotDisconnected { sandbox, cause } => {
                 Self::NotDisconnected { sandbox: sandbox.clone(), cause: cause.clone() }
+            }
+            Self::Checkpoint { directory, cause } => {
+                Self::Checkpoint { directory: directory.clone(), cause: cause.clone() }
             }
             Self::Busy(what) => Self::Busy(what.clone()),
             Self::ShuttingDown => Self::ShuttingDown,

@@ -246,8 +246,8 @@ async fn what_is_not_supported_says_so_in_a_sentence() {
     );
     refused(
         runtime.checkpoint_pod(v1::CheckpointPodRequest::default()).await,
-        no,
-        &["CheckpointPod"],
+        Code::InvalidArgument,
+        &["output_path", "absolute path"],
     );
 }
 

@@ -244,6 +244,39 @@ impl Client {
         self.runtime.stop_pod_sandbox(request).await.map(drop)
     }
 
+    /// Writes a checkpoint of a sandbox with these containers.
+    pub async fn checkpoint(
+        &mut self,
+        sandbox: &str,
+        containers: &[&str],
+        directory: &Path,
+    ) -> Result<(), tonic::Status> {
+        let request = cri::CheckpointPodRequest {
+            pod_sandbox_id: sandbox.to_owned(),
+            output_path: directory.display().to_string(),
+            container_ids: containers.iter().map(|id| (*id).to_owned()).collect(),
+            ..Default::default()
+        };
+        self.runtime.checkpoint_pod(request).await.map(drop)
+    }
+
+    /// Restores a pod with these containers from a checkpoint.
+    pub async fn restore(
+        &mut self,
+        pod: &Pod,
+        containers: &[cri::ContainerConfig],
+        directory: &Path,
+    ) -> Result<cri::RestorePodResponse, tonic::Status> {
+        let request = cri::RestorePodRequest {
+            checkpoint_path: directory.display().to_string(),
+            config: Some(pod.config()),
+            runtime_handler: pod.handler.clone(),
+            container_configs: containers.to_vec(),
+            ..Default::default()
+        };
+        Ok(self.runtime.restore_pod(request).await?.into_inner())
+    }
+
     /// Stops and removes a sandbox.
     pub async fn remove_pod(&mut self, id: &str) -> Result<(), tonic::Status> {
         let request = cri::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };

@@ -11,6 +11,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::counters::Counters;
 pub use self::events::Events;
 use self::events::{Teller, Told, farewell, news};
+use crate::engine::containers::Adopted;
+use crate::engine::life::Aspect;
 use crate::engine::naming;
 use crate::engine::parts::WallClock;
 use crate::error::EngineError;
@@ -43,6 +45,8 @@ struct Posted {
     status: Option<SandboxStatus>,
     /// Name of the machine that it owns, from the intent on; the orphan sweep keeps off it.
     machine: Option<String>,
+    /// Name of the agent that it has, or is to have.
+    agent: Option<String>,
     told: Told,
 }
 
@@ -66,6 +70,10 @@ pub(crate) enum Request {
     UpdateContainer(ContainerId, Box<ContainerResources>, Reply<()>),
     /// What the pod asks for now, and what its machine needs on top; `None` leaves either as it is.
     Resize(Option<SandboxResources>, Option<SandboxResources>, Reply<()>),
+    /// All that is held of it.
+    Look(Reply<Box<Aspect>>),
+    /// Containers that came with its machine.
+    Adopt(Vec<Adopted>, Reply<()>),
     /// Its machine may be gone: look.
     Doubt,
     /// Files of the node changed that its containers have copies of.
@@ -115,6 +123,7 @@ impl Board {
             key: key.clone(),
             status: None,
             machine: None,
+            agent: None,
             told: Told::default(),
         };
         inner.sandboxes.insert(id.clone(), posted);
@@ -128,6 +137,7 @@ impl Board {
             key: Key::default(),
             status: None,
             machine: None,
+            agent: None,
             told: Told::default(),
         };
         self.write().sandboxes.insert(id, posted);
@@ -147,7 +157,12 @@ impl Board {
         }
     }
 
-    pub(crate) fn post(&self, status: SandboxStatus, machine: Option<String>) {
+    pub(crate) fn post(
+        &self,
+        status: SandboxStatus,
+        machine: Option<String>,
+        agent: Option<String>,
+    ) {
         let mut inner = self.write();
         let Some(posted) = inner.sandboxes.get_mut(&status.id) else { return };
         let news = posted.told.advance(&status);
@@ -156,6 +171,7 @@ impl Board {
         let id = status.id.clone();
         posted.status = Some(status);
         posted.machine = machine;
+        posted.agent = agent;
         let posted = inner.sandboxes.get(&id).filter(|_| !resumed);
         if let Some(status) = posted.and_then(|posted| posted.status.as_ref()) {
             self.teller.sandbox(&inner, status, &news);
@@ -199,6 +215,18 @@ impl Board {
     /// Names of all machines that some sandbox owns.
     pub(crate) fn machine_names(&self) -> BTreeSet<String> {
         self.read().sandboxes.values().filter_map(|posted| posted.machine.clone()).collect()
+    }
+
+    /// Whether a sandbox has the agent of this name, or is to have it.
+    pub(crate) fn agent_is_taken(&self, name: &str) -> bool {
+        self.read().sandboxes.values().any(|posted| posted.agent.as_deref() == Some(name))
+    }
+
+    /// Notes it before the sandbox's task does.
+    pub(crate) fn claim_agent(&self, id: &SandboxId, name: &str) {
+        if let Some(posted) = self.write().sandboxes.get_mut(id) {
+            posted.agent = Some(name.to_owned());
+        }
     }
 
     /// Whether some sandbox, known or just being wished for, is the one of which a tag has the start of the id.

@@ -14,12 +14,13 @@ use tokio::time::{Instant, sleep};
 use crate::engine::calls::Calls;
 use crate::engine::config::HandlerConfig;
 use crate::engine::connect;
-use crate::engine::life::{Life, Machine, UserData};
+use crate::engine::life::{Life, Machine, Origin, UserData};
 use crate::engine::naming::{machine_name_and_token, sandbox_tags};
 use crate::engine::node::{Node, spread};
 use crate::engine::retry::{Backoff, Verdict, is_uncertain, may_pass, verdict};
 use crate::engine::timeouts::{CREATE_CALLS_MAX, SETTLE, poll_pause};
 use crate::error::{Cause, EngineError, FailureKind};
+use crate::session::{AgentIdentity, Ticket};
 use crate::spec::{SandboxResources, SandboxSpec};
 
 /// Why a boot does not go on.
@@ -59,6 +60,9 @@ pub(crate) async fn prepare(node: Arc<Node>, life: Life) -> Result<Machine, Ende
     let refused = |error: EngineError| Ended::because(Cause::of(error.kind(), &error));
     let handler = node.handler(&life.spec.handler).map_err(refused)?;
     let calls = node.calls(&life.spec.handler, &handler.provider).map_err(refused)?;
+    if let Some(origin) = &life.origin {
+        return restored(&life, origin, &handler.provider);
+    }
     let (capabilities, plan) = planned(&calls, plan_request(&life, handler))
         .await
         .map_err(|error| provider_ended(&error))?;
@@ -97,6 +101,32 @@ pub(crate) async fn prepare(node: Arc<Node>, life: Life) -> Result<Machine, Ende
         id: None,
         endpoint: String::new(),
         identity: None,
+        boot_id: String::new(),
+        kernel_release: String::new(),
+        doomed: false,
+    })
+}
+
+/// A machine that goes on from a checkpoint: of the same type, and its agent has its identity already.
+fn restored(life: &Life, origin: &Origin, provider: &str) -> Result<Machine, Ended> {
+    if life.passed_over > 0 {
+        let sentence = "the machine type of the checkpoint has no capacity now";
+        return Err(Ended::because(Cause::new(FailureKind::Exhausted, sentence)));
+    }
+    let (name, token) = machine_name_and_token(&life.spec.pod, &life.id, life.tries + 1);
+    let agent_name = origin.agent_name.clone();
+    Ok(Machine {
+        provider: provider.to_owned(),
+        token,
+        name,
+        shape: origin.shape.clone(),
+        why: "as in the checkpoint".to_owned(),
+        // Nobody reads it: the agent runs already.
+        user_data: UserData(b"restored".to_vec()),
+        ticket: Ticket { agent_name: agent_name.clone(), token: Vec::new() },
+        id: None,
+        endpoint: String::new(),
+        identity: Some(AgentIdentity { agent_name }),
         boot_id: String::new(),
         kernel_release: String::new(),
         doomed: false,
@@ -377,8 +407,14 @@ fn create_request(node: &Node, life: &Life, machine: &Machine) -> CreateRequest 
         tags: sandbox_tags(&node.config, &life.id),
         network: connect::message(life),
         disks: Vec::new(),
-        checkpoint: String::new(),
+        checkpoint: checkpoint(life),
     }
+}
+
+/// The provider's directory of the checkpoint that it goes on from.
+fn checkpoint(life: &Life) -> String {
+    let directory = life.origin.as_ref().map(|origin| origin.machine.to_string_lossy());
+    directory.unwrap_or_default().into_owned()
 }
 
 const PLAN_CALLS_MAX: u32 = 3;

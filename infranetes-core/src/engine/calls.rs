@@ -2,17 +2,20 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use infranetes_sdk::pod::{
-    Addresses, AddressesRequest, ConsoleRequest, CreateRequest, DescribePodRequest, DestroyRequest,
-    EventsRequest, GetRequest, Leftover, ListRequest, Machine, MachineEvent, PlanRequest,
-    PlanResponse, PodCapabilities, ResizeRequest, SweepRequest,
+    Addresses, AddressesRequest, CheckpointRequest, ConsoleRequest, CreateRequest,
+    DescribePodRequest, DestroyRequest, EventsRequest, GetRequest, Leftover, ListRequest, Machine,
+    MachineEvent, PlanRequest, PlanResponse, PodCapabilities, ResizeRequest, SweepRequest,
 };
 use infranetes_sdk::{BoxStream, CallContext, ErrorKind, PodProvider, ProviderError};
 use tokio::time::timeout;
+
+use crate::engine::timeouts::CHECKPOINT;
 
 /// A provider instance as the engine calls it.
 #[derive(Clone)]
@@ -98,6 +101,15 @@ impl Calls {
         Err(ProviderError::internal(format!(
             "the list of machines has more than {PAGES_MAX} pages"
         )))
+    }
+
+    /// Writes a machine into a directory of its provider's alone. May take as long as its memory is large.
+    pub(crate) async fn checkpoint(&self, id: &str, to: &Path) -> Result<(), ProviderError> {
+        let directory = to.to_string_lossy().into_owned();
+        let request = CheckpointRequest { id: id.to_owned(), directory };
+        let patient = Self { limit: CHECKPOINT, ..self.clone() };
+        let call = patient.provider.checkpoint(patient.context(""), request);
+        patient.bounded("write a checkpoint", call).await.map(drop)
     }
 
     /// What carries these tags and is not a machine; nothing where the provider cannot tell.

@@ -4,13 +4,15 @@
 //! container becomes durable when its machine has it; what a machine has and the record has not (a crash came between)
 //! is removed from the machine when its list is next seen.
 
+mod adopt;
 mod bring;
 mod held;
 mod observed;
+mod refusals;
 mod update;
 mod volumes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -20,10 +22,13 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
+pub(crate) use self::adopt::Adopted;
 use self::bring::{Bring, log_path};
 use self::held::Told;
+pub(crate) use self::refusals::unreachable;
+use self::refusals::{denied, taken};
 use self::volumes::{Deliveries, with_image_ids};
-use crate::engine::admission::{Admission, ContainerWish, Denial, admit_container};
+use crate::engine::admission::{Admission, ContainerWish, admit_container};
 use crate::engine::board::{ContainerRequest, Reply};
 use crate::engine::life::{ContainerLife, Life, LogMark};
 use crate::engine::link::bounded;
@@ -44,6 +49,8 @@ pub(crate) struct Containers {
     sandbox: SandboxId,
     held: BTreeMap<ContainerId, Held>,
     coming: BTreeMap<ContainerId, Coming>,
+    /// The machine woke up with these; they are taken over soon.
+    expected: BTreeSet<ContainerId>,
     work: JoinSet<Done>,
     /// One import at a time per machine: the second finds the layers that the first brought.
     imports: Arc<Semaphore>,
@@ -129,6 +136,7 @@ impl Containers {
             sandbox,
             held: held.collect(),
             coming: BTreeMap::new(),
+            expected: BTreeSet::new(),
             work: JoinSet::new(),
             imports: Arc::new(Semaphore::new(1)),
         }
@@ -150,6 +158,11 @@ impl Containers {
                 None => std::future::pending::<()>().await,
             }
         }
+    }
+
+    /// All of them, and how far their logs are.
+    pub(crate) fn all(&self) -> Vec<(ContainerLife, LogMark)> {
+        self.held.values().map(|held| (held.life.clone(), held.mark.get())).collect()
     }
 
     /// Ids of those that have not ended.
@@ -208,6 +221,7 @@ impl Containers {
             node: self.node.clone(),
             session,
             sandbox: life.spec.clone(),
+            volume_names: life.volume_names(),
             id: id.clone(),
             spec: spec.clone(),
             imports: self.imports.clone(),
@@ -549,37 +563,6 @@ fn answer_all<T: Clone>(mut replies: Vec<Reply<T>>, answer: Result<T, EngineErro
     }
     if let Some(last) = last {
         let _ = last.send(answer);
-    }
-}
-
-fn unreachable(sandbox: &SandboxId) -> EngineError {
-    EngineError::MachineUnreachable {
-        sandbox: sandbox.clone(),
-        cause: Cause::new(FailureKind::Unavailable, "its session broke and is being opened again"),
-    }
-}
-
-fn taken(spec: &ContainerSpec) -> EngineError {
-    EngineError::Conflict(format!(
-        "the sandbox has another container {:?} with attempt {}",
-        spec.name, spec.attempt
-    ))
-}
-
-fn denied(id: &ContainerId, state: ContainerState, denial: Denial) -> EngineError {
-    let needed = match denial {
-        Denial::HasExited => "it has ended and does not start again",
-        Denial::BeingRemoved => "it is being removed",
-        Denial::BeingStarted => "it is being started; ask again",
-        Denial::NotRunning => "it has to run for that",
-        Denial::NotReady | Denial::MachineLost | Denial::StoppedForGood => {
-            "its sandbox is not ready"
-        }
-    };
-    EngineError::WrongState {
-        subject: format!("container {id}"),
-        state: format!("{state:?}").to_lowercase(),
-        needed: needed.to_owned(),
     }
 }
 

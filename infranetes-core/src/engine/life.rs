@@ -1,5 +1,7 @@
 //! What the engine holds of one sandbox: the part that is durable. `record` writes and reads it.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -32,7 +34,41 @@ pub(crate) struct Life {
     pub(crate) was_ready: bool,
     pub(crate) ips: Vec<String>,
     pub(crate) network: Network,
+    /// The checkpoint that it goes on from.
+    pub(crate) origin: Option<Box<Origin>>,
     pub(crate) timeline: Timeline,
+}
+
+impl Life {
+    /// What its machine calls volumes, where that is not what the node does.
+    pub(crate) fn volume_names(&self) -> BTreeMap<String, String> {
+        self.origin.as_ref().map(|origin| origin.volumes.clone()).unwrap_or_default()
+    }
+}
+
+/// A checkpoint that a sandbox goes on from.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Origin {
+    /// The provider's directory of it.
+    pub(crate) machine: PathBuf,
+    /// Which sandbox it is of.
+    pub(crate) sandbox: SandboxId,
+    /// The agent that wakes up has a certificate for this name.
+    pub(crate) agent_name: String,
+    pub(crate) shape: MachineType,
+    /// What wakes up with it.
+    pub(crate) containers: Vec<ContainerId>,
+    /// Ids of volumes by the node, and what the machine calls them.
+    pub(crate) volumes: BTreeMap<String, String>,
+    /// The containers are written down. What died before that is of no use.
+    pub(crate) done: bool,
+}
+
+/// All that is held of a sandbox.
+#[derive(Clone, Debug)]
+pub(crate) struct Aspect {
+    pub(crate) life: Life,
+    pub(crate) containers: Vec<(ContainerLife, LogMark)>,
 }
 
 /// How far a sandbox is connected to the pod network of the node. The network's life encloses those of the machines.

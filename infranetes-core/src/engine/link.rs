@@ -125,7 +125,10 @@ async fn connected(
 /// An agent that serves another sandbox is not ours, whatever its certificate says.
 fn fits(life: &Life, opened: Opened) -> Result<Opened, Ended> {
     let serves = &opened.session.hello().sandbox_id;
-    if serves.is_empty() || serves == life.id.as_str() {
+    // What wakes up out of a checkpoint serves the sandbox that it was, until it is bound.
+    let was =
+        life.origin.as_ref().filter(|_| !life.was_ready).map(|origin| origin.sandbox.as_str());
+    if serves.is_empty() || serves == life.id.as_str() || Some(serves.as_str()) == was {
         return Ok(opened);
     }
     Err(Ended::because(Cause::new(

@@ -33,6 +33,7 @@ mod admission;
 mod board;
 mod boot;
 mod calls;
+mod checkpoint;
 mod collect;
 mod config;
 mod connect;
@@ -61,6 +62,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 pub use board::Events;
+pub use checkpoint::Restored;
 pub use config::{EngineConfig, HandlerConfig, HandlerNetwork, PhaseTimeouts};
 pub use parts::{EngineParts, Entropy, HandlerStatus, ImageSource, ResolvedImage, WallClock};
 pub use system::{OnDiskError, OsEntropy, SystemClock};
@@ -68,7 +70,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
 
 use crate::engine::board::{ContainerRequest, Door, Reply, Request};
-use crate::engine::life::{ContainerLife, Goal, Life, LogMark, Network};
+use crate::engine::life::{ContainerLife, Goal, Life, LogMark, Network, Origin};
 use crate::engine::node::Node;
 use crate::engine::sandbox::{SandboxTask, door};
 use crate::engine::timeouts::{
@@ -144,13 +146,18 @@ impl Engine {
             HandlerNetwork::Node => Network::Unsettled,
         };
         let key = (spec.pod.uid.clone(), spec.pod.attempt);
-        let (id, door) = node.board.enter(&key, || self.begin(spec, network));
+        let (id, door) = node.board.enter(&key, || self.begin(spec, network, None));
         self.ask(&door, "sandbox", id.as_str(), limit, Request::Run)
             .await?
             .ok_or_else(|| self.still(&id, limit))
     }
 
-    fn begin(&self, spec: SandboxSpec, network: Network) -> (SandboxId, Door) {
+    fn begin(
+        &self,
+        spec: SandboxSpec,
+        network: Network,
+        origin: Option<Box<Origin>>,
+    ) -> (SandboxId, Door) {
         let id = self.node.random_sandbox_id();
         let now = self.node.now();
         let life = Life {
@@ -165,6 +172,7 @@ impl Engine {
             was_ready: false,
             ips: Vec::new(),
             network,
+            origin,
             timeline: Timeline { wanted: Some(now), ..Timeline::default() },
         };
         let (door, room) = door();
@@ -474,7 +482,11 @@ impl Loaded {
         if !self.strays.is_empty() {
             node.commit(self.strays).await?;
         }
-        for (id, life) in self.sandboxes {
+        for (id, mut life) in self.sandboxes {
+            if life.origin.as_ref().is_some_and(|origin| !origin.done) {
+                // Who asked for it was told that it failed.
+                life.goal = Goal::Remove;
+            }
             let containers = self.containers.remove(&id).unwrap_or_default();
             let key = (life.spec.pod.uid.clone(), life.spec.pod.attempt);
             let removing = life.goal == Goal::Remove;

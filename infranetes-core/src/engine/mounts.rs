@@ -1,5 +1,6 @@
 //! From the mounts that a container asks for to what its machine has to have: volumes, images, and where they go.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -240,6 +241,22 @@ impl Mounts {
         let source = VolumeMountSource::Volume(id.to_owned());
         let mount = self.mounts.iter().find(|mount| mount.source == source);
         mount.map_or_else(String::new, |mount| mount.destination.clone())
+    }
+
+    /// Gives volumes the names that a machine has for them; those that it has none for keep theirs.
+    pub(crate) fn rename(&mut self, names: &BTreeMap<String, String>) {
+        let rename = |id: &mut String| {
+            if let Some(name) = names.get(id) {
+                id.clone_from(name);
+            }
+        };
+        for mount in &mut self.mounts {
+            if let VolumeMountSource::Volume(id) = &mut mount.source {
+                rename(id);
+            }
+        }
+        self.volumes.iter_mut().for_each(|volume| rename(&mut volume.id));
+        self.kept.iter_mut().for_each(|kept| rename(&mut kept.id));
     }
 
     fn add(&mut self, spec: &MountSpec, id: String, content: Content, part: String) {

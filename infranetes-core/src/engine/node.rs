@@ -25,6 +25,8 @@ pub(crate) struct Node {
     pub(crate) creates: Semaphore,
     pub(crate) board: Board,
     pub(crate) follower: Follower,
+    /// One restore looks at a time whether somebody else has what it wants.
+    pub(crate) restoring: tokio::sync::Mutex<()>,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -33,7 +35,15 @@ impl Node {
         let creates = Semaphore::new(config.concurrent_creates);
         let board = Board::new(parts.clock.clone());
         let follower = Follower::default();
-        Self { config, parts, creates, board, follower, tasks: Mutex::default() }
+        Self {
+            config,
+            parts,
+            creates,
+            board,
+            follower,
+            restoring: tokio::sync::Mutex::default(),
+            tasks: Mutex::default(),
+        }
     }
 
     /// Begins a task that lives as long as the engine.

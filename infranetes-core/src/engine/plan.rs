@@ -163,6 +163,7 @@ mod tests {
             was_ready: false,
             ips: Vec::new(),
             network: Network::Own,
+            origin: None,
             timeline: Timeline::default(),
         }
     }

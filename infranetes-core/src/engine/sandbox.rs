@@ -113,8 +113,11 @@ impl SandboxTask {
         containers: Vec<(ContainerLife, LogMark)>,
         (requests, link): Room,
     ) -> Self {
-        let containers =
+        let mut containers =
             Containers::new(node.clone(), life.id.clone(), life.spec.users, containers);
+        if let Some(origin) = life.origin.as_ref().filter(|origin| !origin.done) {
+            containers.expect(origin.containers.iter().cloned().collect());
+        }
         Self {
             node,
             seen: Seen::default(),
@@ -403,7 +406,10 @@ impl SandboxTask {
             reason: life.failure.as_ref().map_or_else(String::new, |failure| failure.cause.chain()),
             timeline: life.timeline,
         };
-        self.node.board.post(status, machine.map(|machine| machine.name.clone()));
+        let agent = machine.map(|machine| machine.ticket.agent_name.clone());
+        let promised = life.origin.as_ref().map(|origin| origin.agent_name.clone());
+        let machine = machine.map(|machine| machine.name.clone());
+        self.node.board.post(status, machine, agent.or(promised));
     }
 }
 
@@ -416,9 +422,11 @@ impl Request {
             | Self::Remove(reply)
             | Self::Container(_, _, reply)
             | Self::UpdateContainer(_, _, reply)
+            | Self::Adopt(_, reply)
             | Self::Resize(_, _, reply) => {
                 drop(reply.send(Err(error.echo())));
             }
+            Self::Look(reply) => drop(reply.send(Err(error.echo()))),
             Self::CreateContainer(_, reply) => drop(reply.send(Err(error.echo()))),
             Self::Doubt | Self::Refresh => {}
         }

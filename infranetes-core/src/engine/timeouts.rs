@@ -27,6 +27,11 @@ pub(crate) const QUIESCE_GRACE: Duration = Duration::from_secs(2);
 /// How long the rest of the logs may take.
 pub(crate) const QUIESCE_LOGS: Duration = Duration::from_secs(5);
 
+/// A machine on its way to the disk. Its containers stand still as long, and the agent gives up after ten minutes.
+pub(crate) const CHECKPOINT: Duration = Duration::from_secs(480);
+/// How long it is tried to tell them that they go on.
+pub(crate) const CHECKPOINT_END: Duration = Duration::from_secs(60);
+
 /// One call to an agent that does not wait for a program.
 pub(crate) const AGENT_CALL: Duration = Duration::from_secs(10);
 /// One call to an agent that has its machine do something: programs begin and end, directories are made and removed, the kernel takes
@@ -144,6 +149,11 @@ mod tests {
             ("agent call < work", AGENT_CALL, WORK),
             ("work < container call", WORK + EXIT_SEEN, CONTAINER_CALL),
             ("work twice < create container", 2 * WORK, CREATE_CONTAINER_CALL),
+            (
+                "beginning, writing and ending a checkpoint < the agent's patience",
+                WORK + CHECKPOINT + CHECKPOINT_END,
+                Duration::from_secs(600),
+            ),
             ("sample gap < agent call", SAMPLE_GAP, AGENT_CALL),
             ("write back and rest of a log < exit seen", WRITE_BACK + LOG_REST, EXIT_SEEN),
             ("delivery < create container", DELIVERY, CREATE_CONTAINER_CALL),

@@ -8,6 +8,7 @@ mod memory;
 mod mounts;
 mod network;
 pub(crate) mod node;
+mod origin;
 mod redb;
 pub(crate) mod sandbox;
 

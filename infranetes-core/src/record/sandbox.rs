@@ -15,6 +15,7 @@ use crate::record::fields::{
     to_nanos,
 };
 use crate::record::network::{NetworkField, PortField};
+use crate::record::origin::OriginField;
 use crate::record::{Entry, RecordError, Table};
 use crate::session::{AgentIdentity, Ticket};
 use crate::spec::{Dns, PodIdentity, SandboxSpec};
@@ -34,6 +35,8 @@ struct SandboxRecord {
     ips: Vec<String>,
     #[serde(default, skip_serializing_if = "NetworkField::is_own")]
     network: NetworkField,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    origin: Option<OriginField>,
     timeline: [Option<Nanos>; 8],
 }
 
@@ -87,8 +90,9 @@ struct MachineField {
     doomed: bool,
 }
 
+/// A machine's type.
 #[derive(Serialize, Deserialize)]
-struct ShapeField {
+pub(crate) struct ShapeField {
     name: String,
     cpu_millis: u64,
     memory_bytes: u64,
@@ -126,6 +130,7 @@ pub(crate) fn encode(life: &Life) -> Entry {
         was_ready: life.was_ready,
         ips: life.ips.clone(),
         network: NetworkField::from(&life.network),
+        origin: life.origin.as_deref().map(OriginField::from),
         timeline: timeline_field(&life.timeline),
     };
     codec::encode(Table::Sandboxes, life.id.as_str(), &record)
@@ -157,6 +162,7 @@ pub(crate) fn decode(entry: &Entry) -> Result<Life, RecordError> {
         was_ready: record.was_ready,
         ips: record.ips,
         network: record.network.try_into().map_err(|error| damaged(entry, error))?,
+        origin: record.origin.map(|origin| Box::new(origin.into())),
         timeline: timeline(record.timeline),
     })
 }
@@ -212,22 +218,11 @@ fn spec(field: SpecField) -> SandboxSpec {
 }
 
 fn machine_field(machine: &Machine) -> MachineField {
-    let shape = &machine.shape;
     MachineField {
         provider: machine.provider.clone(),
         token: machine.token.clone(),
         name: machine.name.clone(),
-        shape: ShapeField {
-            name: shape.name.clone(),
-            cpu_millis: shape.cpu_millis,
-            memory_bytes: shape.memory_bytes,
-            architecture: shape.architecture.clone(),
-            gpus: shape.gpus,
-            zone: shape.zone.clone(),
-            spot: shape.spot,
-            price_micros_per_hour: shape.price_micros_per_hour,
-            currency: shape.currency.clone(),
-        },
+        shape: ShapeField::from(&machine.shape),
         why: machine.why.clone(),
         user_data: Base64(machine.user_data.0.clone()),
         agent_name: machine.ticket.agent_name.clone(),
@@ -242,22 +237,11 @@ fn machine_field(machine: &Machine) -> MachineField {
 }
 
 fn machine(field: MachineField) -> Machine {
-    let shape = field.shape;
     Machine {
         provider: field.provider,
         token: field.token,
         name: field.name,
-        shape: MachineType {
-            name: shape.name,
-            cpu_millis: shape.cpu_millis,
-            memory_bytes: shape.memory_bytes,
-            architecture: shape.architecture,
-            gpus: shape.gpus,
-            zone: shape.zone,
-            spot: shape.spot,
-            price_micros_per_hour: shape.price_micros_per_hour,
-            currency: shape.currency,
-        },
+        shape: field.shape.into(),
         why: field.why,
         user_data: UserData(field.user_data.0),
         ticket: Ticket { agent_name: field.agent_name, token: field.ticket.0 },
@@ -267,6 +251,38 @@ fn machine(field: MachineField) -> Machine {
         boot_id: field.boot_id,
         kernel_release: field.kernel_release,
         doomed: field.doomed,
+    }
+}
+
+impl From<&MachineType> for ShapeField {
+    fn from(shape: &MachineType) -> Self {
+        Self {
+            name: shape.name.clone(),
+            cpu_millis: shape.cpu_millis,
+            memory_bytes: shape.memory_bytes,
+            architecture: shape.architecture.clone(),
+            gpus: shape.gpus,
+            zone: shape.zone.clone(),
+            spot: shape.spot,
+            price_micros_per_hour: shape.price_micros_per_hour,
+            currency: shape.currency.clone(),
+        }
+    }
+}
+
+impl From<ShapeField> for MachineType {
+    fn from(shape: ShapeField) -> Self {
+        Self {
+            name: shape.name,
+            cpu_millis: shape.cpu_millis,
+            memory_bytes: shape.memory_bytes,
+            architecture: shape.architecture,
+            gpus: shape.gpus,
+            zone: shape.zone,
+            spot: shape.spot,
+            price_micros_per_hour: shape.price_micros_per_hour,
+            currency: shape.currency,
+        }
     }
 }
 

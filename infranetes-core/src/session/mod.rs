@@ -177,6 +177,19 @@ pub trait AgentSession: Send + Sync + 'static {
     /// What the machine uses.
     async fn usage(&self) -> Result<MachineUsage, SessionError>;
 
+    /// Lets these containers, all that run, stand still for a checkpoint of the machine. An agent from before there were
+    /// checkpoints refuses with [`FailureKind::Unsupported`].
+    async fn begin_checkpoint(&self, containers: &[ContainerId]) -> Result<(), SessionError> {
+        let _ = containers;
+        let message = "this agent knows no checkpoints".to_owned();
+        Err(SessionError::Refused { kind: FailureKind::Unsupported, message })
+    }
+
+    /// Lets them go on; says whether they stood still until now.
+    async fn end_checkpoint(&self) -> Result<bool, SessionError> {
+        Ok(false)
+    }
+
     /// Stops all containers and powers the machine off; returns when the agent agreed.
     async fn shutdown(&self, grace: Duration) -> Result<(), SessionError>;
 }

@@ -185,7 +185,12 @@ impl CniNetwork {
     }
 
     async fn collect_now(&self, known: &[SandboxId]) -> Result<(), CniError> {
-        let list = self.look()?;
+        let list = match self.look() {
+            Ok(list) => list,
+            // Nothing was made here, or not by what is here now; whoever needs it is told by `problem`.
+            Err(CniError::NoConfiguration(_) | CniError::NoPlugin { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
         self.readiness.problem(&list, &self.place());
         let _alone = self.gate.write().await;
         let connected = self.connected(known)?;

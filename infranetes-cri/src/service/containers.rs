@@ -122,7 +122,7 @@ fn gone_is_success(result: Result<(), EngineError>) -> Result<(), Status> {
 }
 
 /// A profile on the node travels into the machine, so it is read here.
-async fn read_seccomp(source: SeccompSource) -> Result<Seccomp, Refusal> {
+pub(super) async fn read_seccomp(source: SeccompSource) -> Result<Seccomp, Refusal> {
     match source {
         SeccompSource::Unconfined => Ok(Seccomp::Unconfined),
         SeccompSource::RuntimeDefault => Ok(Seccomp::RuntimeDefault),

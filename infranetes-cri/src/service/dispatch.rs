@@ -234,16 +234,16 @@ impl RuntimeService for Cri {
 
     async fn checkpoint_pod(
         &self,
-        _: Request<v1::CheckpointPodRequest>,
+        request: Request<v1::CheckpointPodRequest>,
     ) -> Answer<v1::CheckpointPodResponse> {
-        not_supported("CheckpointPod", NO_CHECKPOINTS)
+        answer("CheckpointPod", self.checkpoint_sandbox(request.into_inner())).await
     }
 
     async fn restore_pod(
         &self,
-        _: Request<v1::RestorePodRequest>,
+        request: Request<v1::RestorePodRequest>,
     ) -> Answer<v1::RestorePodResponse> {
-        not_supported("RestorePod", NO_CHECKPOINTS)
+        answer("RestorePod", self.restore_sandbox(request.into_inner())).await
     }
 
     type GetContainerEventsStream = Items<v1::ContainerEventResponse>;
@@ -395,6 +395,3 @@ fn not_supported<T>(rpc: &'static str, instead: &str) -> Answer<T> {
         "{rpc} is not supported by this version of infranetes: {instead}"
     )))
 }
-
-const NO_CHECKPOINTS: &str =
-    "no provider can save a machine with its memory yet; stop the pod and start it anew";

@@ -3,6 +3,7 @@
 //! `dispatch` has one line for each RPC; each subject has a file. Lists and status are answered from what the node holds and
 //! never wait for a machine. Stopping and removing what is not there succeeds, as CRI wants it.
 
+mod checkpoints;
 mod containers;
 mod deadline;
 mod dispatch;

@@ -76,7 +76,7 @@ impl Cri {
 
 impl Cri {
     /// A handler that the configuration does not have is a mistake of the RuntimeClass, not of a provider.
-    fn check_handler(&self, name: &str) -> Result<(), Refusal> {
+    pub(super) fn check_handler(&self, name: &str) -> Result<(), Refusal> {
         let handlers = self.engine().handlers();
         if handlers.iter().any(|handler| handler.name == name) {
             return Ok(());

@@ -1,5 +1,6 @@
 //! The way of a container into its machine: its image, its layers, its creation.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,6 +24,8 @@ pub(super) struct Bring {
     pub(super) node: Arc<Node>,
     pub(super) session: Arc<dyn AgentSession>,
     pub(super) sandbox: Arc<SandboxSpec>,
+    /// What the machine calls volumes, where that is not what the node does.
+    pub(super) volume_names: BTreeMap<String, String>,
     pub(super) id: ContainerId,
     pub(super) spec: Arc<ContainerSpec>,
     pub(super) imports: Arc<Semaphore>,
@@ -34,7 +37,8 @@ impl Bring {
         let images = &self.node.parts.images;
         let resolved = images.resolve(&self.spec.image).await?;
         let mut plan = merge(&self.sandbox, &self.spec, &resolved)?;
-        let mounts = mounts::plan(&self.node, &self.sandbox, &self.spec.volumes).await?;
+        let mut mounts = mounts::plan(&self.node, &self.sandbox, &self.spec.volumes).await?;
+        mounts.rename(&self.volume_names);
         plan.volumes = mounts.mounts.clone();
         self.import(&plan.image).await?;
         for image in &mounts.images {
@@ -52,7 +56,7 @@ impl Bring {
             created = create().await;
         }
         created.map_err(agent("create the container"))?;
-        let mark = self.first_mark().await?;
+        let mark = first_mark(&self.node, &self.sandbox, &self.spec).await?;
         Ok(Brought {
             image_id: plan.image.id,
             image_ready_at,
@@ -94,17 +98,21 @@ impl Bring {
         };
         delivered.into_iter().map(brought).collect()
     }
+}
 
-    /// A file of this name may be there already; what is in it stays.
-    async fn first_mark(&self) -> Result<LogMark, EngineError> {
-        let Some(path) = log_path(&self.sandbox.log_directory, &self.spec) else {
-            return Ok(LogMark::default());
-        };
-        let opened = async { self.node.parts.logs.open(&path, None).await?.flush().await };
-        match opened.await {
-            Ok(offset) => Ok(LogMark { offset, ..LogMark::default() }),
-            Err(cause) => Err(EngineError::Record(Box::new(LogUnusable { path, cause }))),
-        }
+/// A file of this name may be there already; what is in it stays.
+pub(super) async fn first_mark(
+    node: &Node,
+    sandbox: &SandboxSpec,
+    spec: &ContainerSpec,
+) -> Result<LogMark, EngineError> {
+    let Some(path) = log_path(&sandbox.log_directory, spec) else {
+        return Ok(LogMark::default());
+    };
+    let opened = async { node.parts.logs.open(&path, None).await?.flush().await };
+    match opened.await {
+        Ok(offset) => Ok(LogMark { offset, ..LogMark::default() }),
+        Err(cause) => Err(EngineError::Record(Box::new(LogUnusable { path, cause }))),
     }
 }
 

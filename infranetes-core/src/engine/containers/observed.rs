@@ -26,7 +26,8 @@ impl Containers {
                 for one in seen {
                     if self.held.contains_key(&one.id) {
                         self.changed(one, Told::Later, session).await;
-                    } else if !self.coming.contains_key(&one.id) {
+                    } else if !self.coming.contains_key(&one.id) && !self.expected.contains(&one.id)
+                    {
                         self.discard(one.id, Some(session));
                     }
                 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::SandboxTask;
 use crate::engine::admission::{Admission, Denial, SandboxWish, admit, standing};
 use crate::engine::board::{Reply, Request};
-use crate::engine::life::{Failure, Goal, Network};
+use crate::engine::containers::{Adopted, unreachable};
+use crate::engine::life::{Aspect, Failure, Goal, Network};
 use crate::engine::plan;
 use crate::error::{Cause, EngineError};
 use crate::ids::SandboxId;
@@ -41,6 +42,13 @@ impl SandboxTask {
             Request::Resize(resources, overhead, reply) => {
                 let _ = reply.send(self.resize(resources, overhead).await);
             }
+            Request::Look(reply) => {
+                let (life, containers) = (self.life.clone(), self.containers.all());
+                let _ = reply.send(Ok(Box::new(Aspect { life, containers })));
+            }
+            Request::Adopt(adopted, reply) => {
+                let _ = reply.send(self.adopt(adopted).await);
+            }
             Request::Refresh => {
                 let session = self.link.borrow().clone();
                 self.containers.refresh(session.as_ref());
@@ -48,6 +56,20 @@ impl SandboxTask {
             // While its session is away it looks anyway.
             Request::Doubt => self.seen.doubted = self.life.was_ready && self.seen.bound,
         }
+    }
+
+    /// Takes over the containers that woke up with its machine.
+    async fn adopt(&mut self, adopted: Vec<Adopted>) -> Result<(), EngineError> {
+        if let Admission::Deny(denial) = admit(standing(&self.life), SandboxWish::Host) {
+            return Err(self.denied(denial));
+        }
+        let session = self.link.borrow().clone().ok_or_else(|| unreachable(&self.life.id))?;
+        let spec = self.life.spec.clone();
+        self.containers.adopt(&session, &spec, adopted).await?;
+        if let Some(origin) = &mut self.life.origin {
+            origin.done = true;
+        }
+        self.save().await
     }
 
     /// Takes over what the pod asks for now. What was not written down does not hold.

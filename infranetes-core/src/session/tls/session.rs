@@ -10,9 +10,10 @@ use infranetes_agent_protocol::v1::agent_client::AgentClient;
 use infranetes_agent_protocol::v1::meeting_answer::Answer;
 use infranetes_agent_protocol::v1::meeting_request::Request;
 use infranetes_agent_protocol::v1::{
-    BeginRotationRequest, CompleteRotationRequest, CreateContainerRequest, HelloRequest,
-    HelloResponse, MissingLayersRequest, RemoveContainerRequest, ShutdownRequest,
-    StartContainerRequest, StopContainerRequest, UpdateContainerRequest, UsageRequest,
+    BeginCheckpointRequest, BeginRotationRequest, CompleteRotationRequest, CreateContainerRequest,
+    EndCheckpointRequest, HelloRequest, HelloResponse, MissingLayersRequest,
+    RemoveContainerRequest, ShutdownRequest, StartContainerRequest, StopContainerRequest,
+    UpdateContainerRequest, UsageRequest,
 };
 use infranetes_agent_protocol::{MAX_MESSAGE_BYTES, OLDEST_PROTOCOL, PROTOCOL};
 use rustls_pki_types::CertificateDer;
@@ -326,6 +327,18 @@ impl AgentSession for TlsSession {
     async fn usage(&self) -> Result<MachineUsage, SessionError> {
         let usage = within(CALL_TIMEOUT, self.client().usage(UsageRequest {})).await?;
         Ok(convert::usage(&usage.into_inner()))
+    }
+
+    async fn begin_checkpoint(&self, containers: &[ContainerId]) -> Result<(), SessionError> {
+        let container_ids = containers.iter().map(ToString::to_string).collect();
+        let request = BeginCheckpointRequest { container_ids };
+        within(START_TIMEOUT, self.client().begin_checkpoint(request)).await.map(drop)
+    }
+
+    async fn end_checkpoint(&self) -> Result<bool, SessionError> {
+        let mut client = self.client();
+        let ended = within(START_TIMEOUT, client.end_checkpoint(EndCheckpointRequest {})).await?;
+        Ok(ended.into_inner().held)
     }
 
     async fn shutdown(&self, grace: Duration) -> Result<(), SessionError> {

@@ -1,0 +1,48 @@
+//! The record of where a sandbox came from, if that is a checkpoint.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::life::Origin;
+use crate::ids::{ContainerId, SandboxId};
+use crate::record::sandbox::ShapeField;
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct OriginField {
+    machine: String,
+    sandbox: SandboxId,
+    agent_name: String,
+    shape: ShapeField,
+    containers: Vec<ContainerId>,
+    volumes: BTreeMap<String, String>,
+    done: bool,
+}
+
+impl From<&Origin> for OriginField {
+    fn from(origin: &Origin) -> Self {
+        Self {
+            machine: origin.machine.to_string_lossy().into_owned(),
+            sandbox: origin.sandbox.clone(),
+            agent_name: origin.agent_name.clone(),
+            shape: ShapeField::from(&origin.shape),
+            containers: origin.containers.clone(),
+            volumes: origin.volumes.clone(),
+            done: origin.done,
+        }
+    }
+}
+
+impl From<OriginField> for Origin {
+    fn from(field: OriginField) -> Self {
+        Self {
+            machine: field.machine.into(),
+            sandbox: field.sandbox,
+            agent_name: field.agent_name,
+            shape: field.shape.into(),
+            containers: field.containers,
+            volumes: field.volumes,
+            done: field.done,
+        }
+    }
+}
