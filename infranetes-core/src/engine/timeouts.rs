@@ -77,7 +77,7 @@ pub(crate) const LOOK: Duration = Duration::from_secs(3);
 
 /// One commit of the record.
 pub(crate) const COMMIT: Duration = Duration::from_secs(30);
-/// How much of a log may be unmarked: after a crash it travels again.
+/// How long a log may be unmarked: after a crash what is travels again. Much output is marked sooner.
 pub(crate) const LOG_MARK: Duration = Duration::from_secs(1);
 
 /// The most create calls for one machine.

@@ -1,14 +1,15 @@
 //! Log files on the node's disk.
 
-use std::fs::OpenOptions;
-use std::io;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rustix::fs::OFlags;
-use tokio::fs::File;
-use tokio::io::AsyncWriteExt;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep};
 
 use super::line::Lines;
 use super::{LogFile, LogFiles};
@@ -25,13 +26,14 @@ pub struct DiskLogs;
 impl LogFiles for DiskLogs {
     async fn open(&self, path: &Path, from: Option<u64>) -> io::Result<Box<dyn LogFile>> {
         let path = path.to_owned();
-        let opened = tokio::task::spawn_blocking(move || open(&path, from)).await;
-        let (file, length) = opened.map_err(io::Error::other)??;
-        Ok(Box::new(DiskLog { file: File::from_std(file), length, lines: Lines::default() }))
+        let file = blocking(move || open(&path)).await?;
+        sole_writer(&file).await?;
+        let writer = blocking(move || Writer::new(file, from)).await?;
+        Ok(Box::new(DiskLog { writer: Some(writer) }))
     }
 }
 
-fn open(path: &Path, from: Option<u64>) -> io::Result<(std::fs::File, u64)> {
+fn open(path: &Path) -> io::Result<File> {
     let upwards = path.components().any(|part| part == Component::ParentDir);
     if upwards || !path.is_absolute() {
         return Err(io::Error::new(
@@ -50,37 +52,50 @@ fn open(path: &Path, from: Option<u64>) -> io::Result<(std::fs::File, u64)> {
         .mode(0o640)
         .custom_flags(flags.bits().cast_signed())
         .open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
+    if !file.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a log is a regular file"));
     }
-    match from {
-        Some(from) if from < metadata.len() => {
-            file.set_len(from)?;
-            Ok((file, from))
+    Ok(file)
+}
+
+/// Waits until the last write of whoever was cut off has ended: it cannot be taken back, and what it wrote has to be there
+/// before the file is cut. A lock of somebody else, which says nothing, is not waited for any longer.
+async fn sole_writer(file: &File) -> io::Result<()> {
+    let end = Instant::now() + LOCK_LIMIT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if Instant::now() < end => sleep(LOCK_POLL).await,
+            Err(TryLockError::WouldBlock) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error),
         }
-        _ => Ok((file, metadata.len())),
     }
 }
 
 struct DiskLog {
-    file: File,
-    /// Everything up to here is whole.
-    length: u64,
-    lines: Lines,
+    /// Away while a thread writes. A write whose caller went away never brings it back: then the log has to be opened anew.
+    writer: Option<Writer>,
 }
 
 #[async_trait]
 impl LogFile for DiskLog {
-    async fn append(&mut self, chunk: &LogChunk) -> io::Result<()> {
-        let lines = self.lines.take(chunk);
-        self.write(&lines).await
+    async fn append(&mut self, chunks: Vec<LogChunk>) -> io::Result<()> {
+        self.with(move |writer| {
+            chunks.iter().for_each(|chunk| writer.lines.take(chunk, &mut writer.buffer));
+            writer.write()
+        })
+        .await
     }
 
     async fn flush(&mut self) -> io::Result<u64> {
-        let rest = self.lines.rest();
-        self.write(&rest).await?;
-        Ok(self.length)
+        self.with(|writer| {
+            writer.lines.rest(&mut writer.buffer);
+            writer.write()?;
+            // Whoever wrote much may be silent from now on.
+            writer.buffer.shrink_to(BUFFER_BYTES_KEPT);
+            Ok(writer.length)
+        })
+        .await
     }
 
     async fn finish(&mut self) -> io::Result<u64> {
@@ -89,28 +104,69 @@ impl LogFile for DiskLog {
 }
 
 impl DiskLog {
-    /// All or nothing: half of a line is taken back, so that a reader never sees the rest of it twice.
-    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let written = match self.file.write_all(bytes).await {
-            Ok(()) => self.file.flush().await,
-            Err(error) => Err(error),
-        };
-        match written {
-            Ok(()) => {
-                self.length += bytes.len() as u64;
-                Ok(())
-            }
-            Err(error) => {
-                // Should this fail, too, opening the log again cuts it at the last durable mark.
-                let _ = self.file.set_len(self.length).await;
-                Err(error)
-            }
-        }
+    async fn with<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Writer) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let mut writer = self.writer.take().ok_or_else(|| {
+            io::Error::other("a write of this log was cut off; it has to be opened anew")
+        })?;
+        let (writer, result) = blocking(move || {
+            let result = work(&mut writer);
+            Ok((writer, result))
+        })
+        .await?;
+        self.writer = Some(writer);
+        result
     }
 }
+
+/// Work that may wait for the disk.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+struct Writer {
+    file: File,
+    /// Everything up to here is whole.
+    length: u64,
+    lines: Lines,
+    /// What is to be written.
+    buffer: Vec<u8>,
+}
+
+impl Writer {
+    fn new(file: File, from: Option<u64>) -> io::Result<Self> {
+        let length = file.metadata()?.len();
+        let length = match from {
+            Some(from) if from < length => {
+                file.set_len(from)?;
+                from
+            }
+            _ => length,
+        };
+        Ok(Self { file, length, lines: Lines::default(), buffer: Vec::new() })
+    }
+
+    /// All or nothing: half of a line is taken back, so that a reader never sees the rest of it twice.
+    fn write(&mut self) -> io::Result<()> {
+        let written = self.file.write_all(&self.buffer);
+        match written {
+            Ok(()) => self.length += self.buffer.len() as u64,
+            // Should this fail, too, opening the log again cuts it at the last durable mark.
+            Err(_) => drop(self.file.set_len(self.length)),
+        }
+        self.buffer.clear();
+        written
+    }
+}
+
+/// What one write takes; far more than a disk that answers needs.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
+const LOCK_POLL: Duration = Duration::from_millis(5);
+const BUFFER_BYTES_KEPT: usize = 4 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -119,13 +175,13 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
     use std::time::SystemTime;
 
-    fn chunk(text: &str) -> LogChunk {
-        LogChunk {
+    fn chunk(text: &str) -> Vec<LogChunk> {
+        vec![LogChunk {
             sequence: 1,
             stream: LogStream::Stdout,
             timestamp: SystemTime::UNIX_EPOCH,
             data: text.as_bytes().to_vec(),
-        }
+        }]
     }
 
     fn line(tag: &str, text: &str) -> String {
@@ -137,13 +193,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pod/app/0.log");
         let mut log = DiskLogs.open(&path, Some(0)).await.unwrap();
-        log.append(&chunk("one\ntw")).await.unwrap();
+        log.append(chunk("one\ntw")).await.unwrap();
         let mark = log.flush().await.unwrap();
-        log.append(&chunk("o\nthree\n")).await.unwrap();
+        log.append(chunk("o\nthree\n")).await.unwrap();
         drop(log);
 
         let mut log = DiskLogs.open(&path, Some(mark)).await.unwrap();
-        log.append(&chunk("o\nthree\n")).await.unwrap();
+        log.append(chunk("o\nthree\n")).await.unwrap();
         let length = log.finish().await.unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let expected = [line("F", "one"), line("P", "tw"), line("F", "o"), line("F", "three")];
@@ -157,13 +213,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.log");
         let mut log = DiskLogs.open(&path, None).await.unwrap();
-        log.append(&chunk("one\n")).await.unwrap();
+        log.append(chunk("one\n")).await.unwrap();
         let mark = log.flush().await.unwrap();
         std::fs::rename(&path, dir.path().join("0.log.1")).unwrap();
-        log.append(&chunk("two\n")).await.unwrap();
+        log.append(chunk("two\n")).await.unwrap();
 
         let mut log = DiskLogs.open(&path, Some(mark)).await.unwrap();
-        log.append(&chunk("three\n")).await.unwrap();
+        log.append(chunk("three\n")).await.unwrap();
         log.flush().await.unwrap();
         let read = |name| std::fs::read_to_string(dir.path().join(name)).unwrap();
         assert_eq!(read("0.log.1"), line("F", "one") + &line("F", "two"));
@@ -195,9 +251,31 @@ mod tests {
     async fn a_full_disk_is_an_error_and_leaves_no_half_line() {
         // The kernel's own full disk: every write fails, and it is no regular file, so the log is put around it by hand.
         let full = std::fs::OpenOptions::new().append(true).open("/dev/full").unwrap();
-        let mut log = DiskLog { file: File::from_std(full), length: 0, lines: Lines::default() };
-        let error = log.append(&chunk("one\n")).await.unwrap_err();
+        let mut log = DiskLog { writer: Some(Writer::new(full, None).unwrap()) };
+        let error = log.append(chunk("one\n")).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-        assert_eq!(log.length, 0);
+        assert_eq!(log.writer.unwrap().length, 0);
+    }
+
+    #[tokio::test]
+    async fn a_write_that_was_cut_off_ends_before_the_file_is_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let mut log = DiskLogs.open(&path, Some(0)).await.unwrap();
+        log.append(chunk("one\n")).await.unwrap();
+        let mark = log.flush().await.unwrap();
+        // Its write goes on in a thread, whether or not somebody waits for it.
+        let lines = "two\n".repeat(200_000);
+        let mut write = Box::pin(log.append(chunk(&lines)));
+        assert!(futures::poll!(write.as_mut()).is_pending());
+        drop(write);
+        assert!(log.flush().await.is_err());
+        drop(log);
+
+        let mut log = DiskLogs.open(&path, Some(mark)).await.unwrap();
+        log.append(chunk("two\n")).await.unwrap();
+        log.finish().await.unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text, line("F", "one") + &line("F", "two"));
     }
 }

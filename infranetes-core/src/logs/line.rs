@@ -19,42 +19,43 @@ struct Pending {
 }
 
 impl Lines {
-    /// The lines that a chunk completes, and the pieces of lines that are too long.
-    pub(super) fn take(&mut self, chunk: &LogChunk) -> Vec<u8> {
-        let mut out = Vec::with_capacity(chunk.data.len() + HEADER_BYTES);
-        let prefix = |tag| Prefix { timestamp: chunk.timestamp, stream: chunk.stream, tag };
+    /// Writes the lines that a chunk completes, and the pieces of lines that are too long.
+    pub(super) fn take(&mut self, chunk: &LogChunk, out: &mut Vec<u8>) {
+        let prefix = Prefix::new(chunk.timestamp, chunk.stream);
         let pending = self.of(chunk.stream);
+        pending.timestamp = Some(chunk.timestamp);
         for piece in chunk.data.split_inclusive(|byte| *byte == b'\n') {
             let (text, complete) = match piece.strip_suffix(b"\n") {
                 Some(text) => (text, true),
                 None => (piece, false),
             };
+            // Nearly every line comes in one piece, and need not wait anywhere.
+            if complete && pending.bytes.is_empty() && text.len() <= LINE_BYTES_MAX {
+                prefix.line(Tag::Full, text, out);
+                continue;
+            }
             pending.bytes.extend_from_slice(text);
             while pending.bytes.len() > LINE_BYTES_MAX {
                 let rest = pending.bytes.split_off(LINE_BYTES_MAX);
-                prefix(Tag::Partial).line(&pending.bytes, &mut out);
+                prefix.line(Tag::Partial, &pending.bytes, out);
                 pending.bytes = rest;
             }
             if complete {
-                prefix(Tag::Full).line(&pending.bytes, &mut out);
+                prefix.line(Tag::Full, &pending.bytes, out);
                 pending.bytes.clear();
             }
         }
-        pending.timestamp = Some(chunk.timestamp);
-        out
     }
 
-    /// What waits for its end of line, as partial lines. What comes later goes on with them.
-    pub(super) fn rest(&mut self) -> Vec<u8> {
-        let mut out = Vec::new();
+    /// Writes what waits for its end of line, as partial lines. What comes later goes on with them.
+    pub(super) fn rest(&mut self, out: &mut Vec<u8>) {
         for stream in [LogStream::Stdout, LogStream::Stderr] {
             let pending = self.of(stream);
             if let Some(timestamp) = pending.timestamp.filter(|_| !pending.bytes.is_empty()) {
-                Prefix { timestamp, stream, tag: Tag::Partial }.line(&pending.bytes, &mut out);
+                Prefix::new(timestamp, stream).line(Tag::Partial, &pending.bytes, out);
                 pending.bytes.clear();
             }
         }
-        out
     }
 
     fn of(&mut self, stream: LogStream) -> &mut Pending {
@@ -71,23 +72,25 @@ enum Tag {
     Partial,
 }
 
-struct Prefix {
-    timestamp: SystemTime,
-    stream: LogStream,
-    tag: Tag,
-}
+/// Time and stream: the same for all lines of a chunk.
+struct Prefix(String);
 
 impl Prefix {
-    fn line(&self, text: &[u8], out: &mut Vec<u8>) {
-        let stream = match self.stream {
+    fn new(timestamp: SystemTime, stream: LogStream) -> Self {
+        let stream = match stream {
             LogStream::Stdout => "stdout",
             LogStream::Stderr => "stderr",
         };
-        let tag = match self.tag {
-            Tag::Full => "F",
-            Tag::Partial => "P",
+        Self(format!("{} {stream} ", rfc3339(timestamp)))
+    }
+
+    fn line(&self, tag: Tag, text: &[u8], out: &mut Vec<u8>) {
+        let tag = match tag {
+            Tag::Full => b"F ",
+            Tag::Partial => b"P ",
         };
-        out.extend_from_slice(format!("{} {stream} {tag} ", rfc3339(self.timestamp)).as_bytes());
+        out.extend_from_slice(self.0.as_bytes());
+        out.extend_from_slice(tag);
         out.extend_from_slice(text);
         out.push(b'\n');
     }
@@ -120,8 +123,6 @@ fn civil(days: u64) -> (u64, u64, u64) {
 
 /// As containerd: longer lines come in pieces.
 const LINE_BYTES_MAX: usize = 16 * 1024;
-/// Time, stream and tag of one line.
-const HEADER_BYTES: usize = 64;
 const DAYS_PER_ERA: u64 = 146_097;
 const DAYS_FROM_MARCH_0000: u64 = 719_468;
 
@@ -132,7 +133,15 @@ mod tests {
     fn feed(lines: &mut Lines, stream: LogStream, data: &[u8]) -> String {
         let timestamp = SystemTime::UNIX_EPOCH + Duration::new(1_136_239_445, 999_999_999);
         let chunk = LogChunk { sequence: 1, stream, timestamp, data: data.to_vec() };
-        String::from_utf8(lines.take(&chunk)).unwrap()
+        let mut out = Vec::new();
+        lines.take(&chunk, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn rest(lines: &mut Lines) -> String {
+        let mut out = Vec::new();
+        lines.rest(&mut out);
+        String::from_utf8(out).unwrap()
     }
 
     const T: &str = "2006-01-02T22:04:05.999999999Z";
@@ -158,12 +167,8 @@ mod tests {
                 .map(|(stream, text)| feed(&mut lines, *stream, text.as_bytes()))
                 .collect();
             assert_eq!(out, written.replace('T', T), "{chunks:?}");
-            assert_eq!(
-                String::from_utf8(lines.rest()).unwrap(),
-                rest.replace('T', T),
-                "{chunks:?}"
-            );
-            assert!(lines.rest().is_empty());
+            assert_eq!(self::rest(&mut lines), rest.replace('T', T), "{chunks:?}");
+            assert!(self::rest(&mut lines).is_empty());
         }
     }
 
@@ -171,7 +176,7 @@ mod tests {
     fn a_flushed_piece_goes_on_as_the_same_line() {
         let mut lines = Lines::default();
         feed(&mut lines, LogStream::Stdout, b"half");
-        assert!(!lines.rest().is_empty());
+        assert!(!rest(&mut lines).is_empty());
         assert_eq!(feed(&mut lines, LogStream::Stdout, b"\n"), format!("{T} stdout F \n"));
     }
 

@@ -24,12 +24,12 @@ pub trait LogFiles: Send + Sync + 'static {
 /// An open log.
 #[async_trait]
 pub trait LogFile: Send {
-    /// Appends a chunk: whole lines with tag `F`, what was cut short with tag `P`, each stream by itself.
+    /// Appends chunks, in this order: whole lines with tag `F`, what was cut short with tag `P`, each stream by itself.
     ///
-    /// Every line that the chunk ends can be read by others when this returns, not only after the next `flush`: people
+    /// Every line that the chunks end can be read by others when this returns, not only after the next `flush`: people
     /// follow a log while it is written. A write that fails leaves no half line behind. What waits for its end of line may
     /// be kept back.
-    async fn append(&mut self, chunk: &LogChunk) -> std::io::Result<()>;
+    async fn append(&mut self, chunks: Vec<LogChunk>) -> std::io::Result<()>;
 
     /// Hands all that was appended to the operating system, what waits for its end of line included (tag `P`), and
     /// answers the file's length. A later `open` from this offset continues without a gap or a repetition.

@@ -37,7 +37,8 @@ impl Default for Config {
             run: PathBuf::from("/run/infranetes/oci"),
             runtime: PathBuf::from("crun"),
             cgroup_parent: "infranetes".to_owned(),
-            log_memory_kib: 256,
+            // Enough for what the node takes to acknowledge a flood, so that files are for times without a node.
+            log_memory_kib: 2048,
             log_file_mib: 16,
             layer_max_mib: 64 << 10,
             pause: Vec::new(),

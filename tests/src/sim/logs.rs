@@ -44,8 +44,8 @@ impl LogFiles for SimLogs {
 
 #[async_trait]
 impl LogFile for SimLog {
-    async fn append(&mut self, chunk: &LogChunk) -> io::Result<()> {
-        self.files.with(&self.path, |file| file.push(chunk.sequence));
+    async fn append(&mut self, chunks: Vec<LogChunk>) -> io::Result<()> {
+        self.files.with(&self.path, |file| file.extend(chunks.iter().map(|chunk| chunk.sequence)));
         Ok(())
     }
 
