@@ -1,18 +1,21 @@
 //! Names of things, as types of their own: one cannot be taken for another.
+//!
+//! Clones of an id share its text: it stands in many places for as long as what it names.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 /// A sandbox: 64 lower-case hexadecimal digits, random, never used again.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct SandboxId(String);
+pub struct SandboxId(Arc<str>);
 
 /// A container: 64 lower-case hexadecimal digits, random, never used again.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct ContainerId(String);
+pub struct ContainerId(Arc<str>);
 
 /// A machine, in its provider's own words.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -32,14 +35,14 @@ macro_rules! hex_id {
         impl $name {
             /// Makes the id out of 32 random bytes.
             pub fn from_random(bytes: [u8; 32]) -> Self {
-                Self(hex::encode(bytes))
+                Self(hex::encode(bytes).into())
             }
 
             /// Parses an id.
             pub fn parse(text: &str) -> Result<Self, InvalidId> {
                 let digits = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
                 if text.len() == ID_LENGTH && digits {
-                    Ok(Self(text.to_owned()))
+                    Ok(Self(text.into()))
                 } else {
                     Err(InvalidId { length: text.len() })
                 }
@@ -67,7 +70,7 @@ macro_rules! hex_id {
 
         impl From<$name> for String {
             fn from(id: $name) -> String {
-                id.0
+                id.0.as_ref().to_owned()
             }
         }
     };

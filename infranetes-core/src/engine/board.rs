@@ -53,7 +53,8 @@ struct Posted {
 /// The way to the task that owns a sandbox.
 #[derive(Clone)]
 pub(crate) struct Door {
-    pub(crate) requests: mpsc::Sender<Request>,
+    /// Boxed: such a queue has room for 32 from its beginning on, and there is one for each sandbox.
+    pub(crate) requests: mpsc::Sender<Box<Request>>,
     pub(crate) link: watch::Receiver<Option<Arc<dyn AgentSession>>>,
 }
 
@@ -245,7 +246,7 @@ impl Board {
             let ready = posted.status.as_ref().filter(|status| status.is_ready());
             let machine = ready.and_then(|status| status.machine.as_ref());
             if machine.is_some_and(|one| one.provider == provider && doubtful(&one.id.0)) {
-                let _ = posted.door.requests.try_send(request());
+                let _ = posted.door.requests.try_send(Box::new(request()));
             }
         }
     }

@@ -234,7 +234,7 @@ async fn look(door: &Door, id: &SandboxId) -> Result<Box<Aspect>, EngineError> {
     let gone = || EngineError::SandboxNotFound(id.clone());
     let (reply, answer) = oneshot::channel();
     let asked = async {
-        door.requests.send(Request::Look(reply)).await.map_err(|_| gone())?;
+        door.requests.send(Box::new(Request::Look(reply))).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     };
     tokio::time::timeout(AGENT_CALL, asked)

@@ -47,7 +47,8 @@ use crate::status::ContainerState;
 pub(crate) struct Containers {
     node: Arc<Node>,
     sandbox: SandboxId,
-    held: BTreeMap<ContainerId, Held>,
+    /// Boxed: a node of such a map has room for eleven, and most sandboxes have one or two.
+    held: BTreeMap<ContainerId, Box<Held>>,
     coming: BTreeMap<ContainerId, Coming>,
     /// The machine woke up with these; they are taken over soon.
     expected: BTreeSet<ContainerId>,
@@ -127,14 +128,15 @@ impl Containers {
         users: Option<UserNamespace>,
         known: Vec<(ContainerLife, LogMark)>,
     ) -> Self {
-        let held = known.into_iter().map(|(life, mark)| (life.id.clone(), Held::new(life, mark)));
+        let held =
+            |(life, mark): (ContainerLife, _)| (life.id.clone(), Box::new(Held::new(life, mark)));
         Self {
             deliveries: Arc::new(Deliveries::new(node.clone(), users)),
             refreshing: false,
             refresh_again: false,
             node,
             sandbox,
-            held: held.collect(),
+            held: known.into_iter().map(held).collect(),
             coming: BTreeMap::new(),
             expected: BTreeSet::new(),
             work: JoinSet::new(),
@@ -167,15 +169,16 @@ impl Containers {
 
     /// Ids of those that have not ended.
     pub(crate) fn alive(&self) -> Vec<ContainerId> {
-        let alive = |held: &&Held| held.life.state != ContainerState::Exited;
-        self.held.values().filter(alive).map(|held| held.life.id.clone()).collect()
+        let alive = self.held.values().filter(|held| held.life.state != ContainerState::Exited);
+        alive.map(|held| held.life.id.clone()).collect()
     }
 
     /// Says when the pumps that run have all of their output, and when all is brought back that containers wrote.
     pub(crate) fn drains(&self) -> Vec<watch::Receiver<bool>> {
         let pumps = self.held.values().filter_map(|held| held.pump.as_ref());
-        let writes = |held: &&Held| held.life.kept.iter().any(|kept| kept.write_back);
-        let writers = self.held.values().filter(writes).map(|held| held.exited.subscribe());
+        let writes = |held: &Held| held.life.kept.iter().any(|kept| kept.write_back);
+        let writers = self.held.values().filter(|held| writes(held));
+        let writers = writers.map(|held| held.exited.subscribe());
         pumps.map(|pump| pump.drained.clone()).chain(writers).collect()
     }
 
@@ -380,7 +383,7 @@ impl Containers {
             return answer_all(coming.replies, Err(error));
         }
         self.node.board.post_container(life.status());
-        self.held.insert(id.clone(), Held::new(life, brought.mark));
+        self.held.insert(id.clone(), Box::new(Held::new(life, brought.mark)));
         self.follow();
         for (volume, revision) in brought.revisions {
             self.node.follower.brought(&self.sandbox, &volume, Some(revision));

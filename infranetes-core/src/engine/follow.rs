@@ -99,7 +99,8 @@ impl Follower {
         changed.dedup_by(|(later, _), (sooner, _)| later == sooner);
         for (sandbox, id) in changed {
             let door = node.board.door(&sandbox);
-            let told = door.is_some_and(|door| door.requests.try_send(Request::Refresh).is_ok());
+            let told =
+                door.is_some_and(|door| door.requests.try_send(Box::new(Request::Refresh)).is_ok());
             if !told {
                 self.brought(&sandbox, &id, None);
             }

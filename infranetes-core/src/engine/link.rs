@@ -52,7 +52,11 @@ pub(crate) async fn open(
     let mut dialler = Dialler { node: &node, machine: &machine, maybe_enrolled: resumed };
     loop {
         let error = match dialler.dial().await {
-            Ok(opened) => return fits(&life, opened),
+            Ok(opened) => {
+                // What wakes up out of a checkpoint serves the sandbox that it was, until it is bound.
+                let origin = life.origin.as_ref().filter(|_| !life.was_ready);
+                return fits(&life.id, origin.map(|origin| origin.sandbox.as_str()), opened);
+            }
             Err(error @ SessionError::Version { .. }) => {
                 let ended = Ended::because(Cause::from(&error));
                 return Err(with_console(&calls, &id, ended).await);
@@ -122,13 +126,10 @@ async fn connected(
     Ok(Opened { identity, session })
 }
 
-/// An agent that serves another sandbox is not ours, whatever its certificate says.
-fn fits(life: &Life, opened: Opened) -> Result<Opened, Ended> {
+/// An agent that serves another sandbox is not ours, whatever its certificate says; but for what its machine `was` before.
+fn fits(sandbox: &SandboxId, was: Option<&str>, opened: Opened) -> Result<Opened, Ended> {
     let serves = &opened.session.hello().sandbox_id;
-    // What wakes up out of a checkpoint serves the sandbox that it was, until it is bound.
-    let was =
-        life.origin.as_ref().filter(|_| !life.was_ready).map(|origin| origin.sandbox.as_str());
-    if serves.is_empty() || serves == life.id.as_str() || Some(serves.as_str()) == was {
+    if serves.is_empty() || serves == sandbox.as_str() || Some(serves.as_str()) == was {
         return Ok(opened);
     }
     Err(Ended::because(Cause::new(
@@ -192,42 +193,71 @@ pub(crate) async fn keep_certificate(
 ///
 /// It ends with an error only when the machine is lost: its provider says so, or neither agent nor provider has said
 /// anything for a long time. A silent agent on a machine that runs is no loss: its containers may do their work.
-pub(crate) async fn reopen(
-    node: Arc<Node>,
-    life: Life,
-    calls: Calls,
-    machine: Machine,
-    pause: Duration,
-) -> Result<Opened, Ended> {
+///
+/// A node that lost its network has one of these for each sandbox, so it is kept small: what it does now and then is boxed, and
+/// only so many ask their providers at once.
+pub(crate) async fn reopen(lost: Lost, calls: Calls, pause: Duration) -> Result<Opened, Ended> {
     sleep(pause).await;
-    let id = machine.id.as_ref().map(|id| id.0.clone()).unwrap_or_default();
-    let identity = machine
-        .identity
-        .clone()
-        .unwrap_or_else(|| AgentIdentity { agent_name: machine.ticket.agent_name.clone() });
-    let mut backoff = Backoff::new(Duration::from_millis(100), spread(&life.id));
+    let mut backoff = Backoff::new(Duration::from_millis(100), spread(&lost.sandbox));
     let mut doubt = Doubt::new();
     loop {
-        let error = match connected(&node, &machine.endpoint, identity.clone()).await {
-            Ok(opened) => {
-                let hello = opened.session.hello();
-                if !machine.boot_id.is_empty() && hello.boot_id != machine.boot_id {
-                    return Err(Ended::because(Cause::new(
-                        FailureKind::Unavailable,
-                        "its agent started anew, so its containers are gone",
-                    )));
-                }
-                return fits(&life, opened);
-            }
-            Err(error) => error,
-        };
-        let chain = Cause::from(&error).chain();
-        node.board.note(&life.id, &format!("its agent does not answer: {chain}"));
-        if let Some(ended) = doubt.look(&calls, &id).await {
-            return Err(with_console(&calls, &id, ended).await);
+        match Box::pin(lost.connect()).await {
+            Ok(opened) => return lost.same(opened),
+            Err(error) => lost.note(error),
+        }
+        if let Some(ended) = lost.look(&calls, &mut doubt).await {
+            return Err(ended);
         }
         let pause = backoff.pause(RetryAdvice::ByKind);
         sleep(if doubt.unknown_since.is_some() { pause.min(LOOK) } else { pause }).await;
+    }
+}
+
+/// A machine that was ready and whose session broke.
+pub(crate) struct Lost {
+    node: Arc<Node>,
+    sandbox: SandboxId,
+    machine_id: String,
+    endpoint: String,
+    identity: AgentIdentity,
+    boot_id: String,
+}
+
+impl Lost {
+    pub(crate) fn new(node: Arc<Node>, sandbox: SandboxId, machine: Machine) -> Self {
+        let Machine { id, endpoint, identity, ticket, boot_id, .. } = machine;
+        let identity = identity.unwrap_or(AgentIdentity { agent_name: ticket.agent_name });
+        let machine_id = id.map(|id| id.0).unwrap_or_default();
+        Self { node, sandbox, machine_id, endpoint, identity, boot_id }
+    }
+
+    async fn connect(&self) -> Result<Opened, SessionError> {
+        connected(&self.node, &self.endpoint, self.identity.clone()).await
+    }
+
+    fn note(&self, error: SessionError) {
+        let chain = Cause::from(&error).chain();
+        self.node.board.note(&self.sandbox, &format!("its agent does not answer: {chain}"));
+    }
+
+    /// Looks at the provider; an answer means that the machine is lost.
+    async fn look(&self, calls: &Calls, doubt: &mut Doubt) -> Option<Ended> {
+        let ended = {
+            // Never closed; without a permit there would only be more at once.
+            let _permit = self.node.looks.acquire().await;
+            Box::pin(doubt.look(calls, &self.machine_id)).await?
+        };
+        Some(Box::pin(with_console(calls, &self.machine_id, ended)).await)
+    }
+
+    fn same(&self, opened: Opened) -> Result<Opened, Ended> {
+        if !self.boot_id.is_empty() && opened.session.hello().boot_id != self.boot_id {
+            return Err(Ended::because(Cause::new(
+                FailureKind::Unavailable,
+                "its agent started anew, so its containers are gone",
+            )));
+        }
+        fits(&self.sandbox, None, opened)
     }
 }
 

@@ -80,7 +80,7 @@ use crate::error::{Cause, EngineError, FailureKind};
 use crate::ids::{ContainerId, SandboxId};
 use crate::network::Prefix;
 use crate::record::{
-    Change, RecordError, Table, container, node as node_record, sandbox as sandbox_record,
+    Change, Entry, RecordError, Table, container, node as node_record, sandbox as sandbox_record,
 };
 use crate::session::{AgentSession, MachineUsage, SessionError};
 use crate::spec::{ContainerSpec, SandboxSpec};
@@ -176,7 +176,7 @@ impl Engine {
             timeline: Timeline { wanted: Some(now), ..Timeline::default() },
         };
         let (door, room) = door();
-        let task = SandboxTask::new(self.node.clone(), life, Vec::new(), room);
+        let task = Box::new(SandboxTask::new(self.node.clone(), life, Vec::new(), room));
         self.node.spawn(task.run_new());
         (id, door)
     }
@@ -380,7 +380,8 @@ impl Engine {
     ) -> Result<Option<T>, EngineError> {
         let deadline = Instant::now() + limit;
         let (reply, answer) = oneshot::channel();
-        let sent = tokio::time::timeout_at(deadline, door.requests.send(request(reply))).await;
+        let sending = door.requests.send(Box::new(request(reply)));
+        let sent = tokio::time::timeout_at(deadline, sending).await;
         let gone = || EngineError::Busy(format!("{what} {name} is just going away"));
         match sent {
             Err(_) => return Ok(None),
@@ -433,11 +434,10 @@ struct Loaded {
 
 impl Loaded {
     async fn read(parts: &EngineParts) -> Result<Self, RecordError> {
-        let entries = parts.records.load().await?;
         let mut loaded = Self::default();
         let mut marks = BTreeMap::new();
         let mut containers = Vec::new();
-        for entry in &entries {
+        let mut take = |entry: &Entry| {
             match entry.table {
                 Table::Sandboxes => {
                     let life = sandbox_record::decode(entry)?;
@@ -453,7 +453,16 @@ impl Loaded {
                 }
                 Table::Node => {}
             }
-        }
+            Ok(())
+        };
+        let mut taken = Ok(());
+        let mut take_next = |entry: Entry| {
+            if taken.is_ok() {
+                taken = take(&entry);
+            }
+        };
+        parts.records.visit(&mut take_next).await?;
+        taken?;
         let stray = |table, id: &ContainerId| Change::Delete { table, key: id.as_str().to_owned() };
         for life in containers {
             if loaded.sandboxes.contains_key(&life.sandbox) {
@@ -491,7 +500,7 @@ impl Loaded {
             let key = (life.spec.pod.uid.clone(), life.spec.pod.attempt);
             let removing = life.goal == Goal::Remove;
             let (door, room) = door();
-            let mut task = SandboxTask::new(node.clone(), life, containers, room);
+            let mut task = Box::new(SandboxTask::new(node.clone(), life, containers, room));
             if removing {
                 node.board.enter_unnamed(id, door);
             } else {

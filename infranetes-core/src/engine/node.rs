@@ -23,6 +23,8 @@ pub(crate) struct Node {
     pub(crate) parts: EngineParts,
     /// Bounds the create calls that are on their way.
     pub(crate) creates: Semaphore,
+    /// Bounds how many ask at once whether their machines still are.
+    pub(crate) looks: Semaphore,
     pub(crate) board: Board,
     pub(crate) follower: Follower,
     /// One restore looks at a time whether somebody else has what it wants.
@@ -39,6 +41,7 @@ impl Node {
             config,
             parts,
             creates,
+            looks: Semaphore::new(LOOKS_MAX),
             board,
             follower,
             restoring: tokio::sync::Mutex::default(),
@@ -115,6 +118,9 @@ impl Node {
         bytes
     }
 }
+
+/// One look takes as long as a provider's call; a node has thousands of sandboxes, and a cloud counts calls.
+const LOOKS_MAX: usize = 64;
 
 /// Spreads the pauses of sandboxes that fail at the same moment.
 pub(crate) fn spread(id: &SandboxId) -> u8 {

@@ -7,9 +7,9 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, sleep};
 
@@ -36,7 +36,7 @@ pub(crate) struct SandboxTask {
     node: Arc<Node>,
     life: Life,
     seen: Seen,
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<Box<Request>>,
     link: watch::Sender<Option<Arc<dyn AgentSession>>>,
     events: Option<BoxStream<'static, Result<WatchEvent, SessionError>>>,
     /// Looks after the session for as long as it lasts.
@@ -97,7 +97,7 @@ enum Outcome {
 }
 
 /// The task's ends of the channels that its door has.
-pub(crate) type Room = (mpsc::Receiver<Request>, watch::Sender<Option<Arc<dyn AgentSession>>>);
+pub(crate) type Room = (mpsc::Receiver<Box<Request>>, watch::Sender<Option<Arc<dyn AgentSession>>>);
 
 /// Makes the channels of a task, and its way in.
 pub(crate) fn door() -> (Door, Room) {
@@ -142,7 +142,10 @@ impl SandboxTask {
     }
 
     /// Runs a sandbox that is wanted for the first time: nothing happens before the wish is durable.
-    pub(crate) async fn run_new(mut self) {
+    ///
+    /// Boxed, as what it waits for in [`SandboxTask::turn`]: a future has room of its own for each thing that it may hold, even
+    /// twice for its arguments, and there is one of these for each sandbox, nearly all of its time at rest.
+    pub(crate) async fn run_new(mut self: Box<Self>) {
         if let Err(error) = self.save().await {
             self.node.board.remove(&self.life.id);
             self.requests.close();
@@ -163,7 +166,7 @@ impl SandboxTask {
     }
 
     /// Runs until the sandbox is forgotten.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(mut self: Box<Self>) {
         while self.turn().await {}
         self.node.board.remove(&self.life.id);
         for reply in self.removes.drain(..).chain(self.stops.drain(..)) {
@@ -172,7 +175,7 @@ impl SandboxTask {
         self.requests.close();
         let gone = EngineError::SandboxNotFound(self.life.id.clone());
         while let Some(request) = self.requests.recv().await {
-            match request {
+            match *request {
                 Request::Stop(reply) | Request::Remove(reply) => {
                     let _ = reply.send(Ok(()));
                 }
@@ -207,7 +210,7 @@ impl SandboxTask {
         tokio::select! {
             biased;
             request = self.requests.recv() => match request {
-                Some(request) => self.admit(request).await,
+                Some(request) => Box::pin(self.admit(*request)).await,
                 // The board holds a way in, so this is the end of the engine.
                 None => return false,
             },
@@ -216,12 +219,12 @@ impl SandboxTask {
                 if let Outcome::Forgotten(Ok(())) = outcome {
                     return false;
                 }
-                self.apply(outcome).await;
+                Box::pin(self.apply(outcome)).await;
             }
-            event = event => self.observe(event).await,
+            event = event => Box::pin(self.observe(event)).await,
             done = self.containers.next_done() => {
                 let session = self.link.borrow().clone();
-                self.containers.apply(done, session.as_ref()).await;
+                Box::pin(self.containers.apply(done, session.as_ref())).await;
             }
             () = sleep(SAVE_AGAIN), if unsaved => self.save_or_later().await,
             never = upkeep => match never {},
@@ -326,9 +329,10 @@ impl SandboxTask {
             Step::Open => Box::pin(async move {
                 Outcome::Opened(link::open(node, life, calls, machine, resumed, limits.enrol).await)
             }),
-            Step::Reopen => Box::pin(async move {
-                Outcome::Opened(link::reopen(node, life, calls, machine, pause).await)
-            }),
+            Step::Reopen => {
+                let lost = link::Lost::new(node, life.id, machine);
+                Box::pin(link::reopen(lost, calls, pause).map(Outcome::Opened))
+            }
             Step::Check => Box::pin(async move { Outcome::Checked(link::check(calls, id).await) }),
             Step::Settle => Box::pin(async move {
                 boot::settle(node, life, calls, machine).await;

@@ -1,6 +1,5 @@
 //! Tables, sum and transactions of the store on disk.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -15,44 +14,39 @@ pub(crate) struct Disk {
     path: PathBuf,
     /// `None` after a failed write: redb wants the file to be opened anew.
     database: Option<Database>,
-    sums: Sums,
+    sum: Sum,
 }
 
 /// A sum over all entries that changes with each of them: the XOR of their hashes.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub(crate) struct Sums {
-    entries: BTreeMap<(Table, String), [u8; 32]>,
-    total: [u8; 32],
-}
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Sum([u8; 32]);
 
 impl Disk {
     /// Opens a file that is known to be whole.
     pub(crate) fn open(path: &Path) -> Result<Self, RecordError> {
-        let (database, sums) = open(path)?;
-        Ok(Self { path: path.to_owned(), database: Some(database), sums })
+        let (database, sum) = open(path)?;
+        Ok(Self { path: path.to_owned(), database: Some(database), sum })
     }
 
-    /// Everything there is.
-    pub(crate) fn read(&mut self) -> Result<Vec<Entry>, RecordError> {
+    /// Hands over everything there is.
+    pub(crate) fn read(&mut self, take: impl FnMut(Entry)) -> Result<(), RecordError> {
         self.reopen()?;
         let path = &self.path;
-        let Some(database) = &self.database else { return Ok(Vec::new()) };
-        caught(path, || read(path, database)).map(|(entries, _)| entries)
+        let Some(database) = &self.database else { return Ok(()) };
+        caught(path, || read(path, database, take).map(drop))
     }
 
     /// Writes all changes as one transaction; durable when it returns.
     pub(crate) fn write(&mut self, changes: &[Change]) -> Result<(), RecordError> {
         self.reopen()?;
-        let mut sums = self.sums.clone();
-        changes.iter().for_each(|change| sums.apply(change));
         let path = &self.path;
         let Some(database) = &self.database else { return Ok(()) };
         let result = caught(path, || {
-            transact(database, changes, &sums).map_err(|error| failed(path, error))
+            transact(database, changes, self.sum).map_err(|error| failed(path, error))
         });
         match result {
-            Ok(()) => {
-                self.sums = sums;
+            Ok(sum) => {
+                self.sum = sum;
                 Ok(())
             }
             Err(error) => {
@@ -66,32 +60,18 @@ impl Disk {
 
     fn reopen(&mut self) -> Result<(), RecordError> {
         if self.database.is_none() {
-            let (database, sums) = open(&self.path)?;
+            let (database, sum) = open(&self.path)?;
             self.database = Some(database);
-            self.sums = sums;
+            self.sum = sum;
         }
         Ok(())
     }
 }
 
-impl Sums {
-    fn apply(&mut self, change: &Change) {
-        match change {
-            Change::Put(entry) => {
-                let hash = hash(entry.table, &entry.key, &entry.value);
-                let old = self.entries.insert((entry.table, entry.key.clone()), hash);
-                self.mix(old);
-                self.mix(Some(hash));
-            }
-            Change::Delete { table, key } => {
-                let old = self.entries.remove(&(*table, key.clone()));
-                self.mix(old);
-            }
-        }
-    }
-
-    fn mix(&mut self, hash: Option<[u8; 32]>) {
-        for (total, byte) in self.total.iter_mut().zip(hash.unwrap_or_default()) {
+impl Sum {
+    /// Takes an entry in, or out again.
+    fn mix(&mut self, table: Table, key: &str, value: &[u8]) {
+        for (total, byte) in self.0.iter_mut().zip(hash(table, key, value)) {
             *total ^= byte;
         }
     }
@@ -106,28 +86,35 @@ pub(crate) fn builder() -> Builder {
 
 /// Writes what an empty store consists of.
 pub(crate) fn initialise(path: &Path, database: &Database) -> Result<(), RecordError> {
-    transact(database, &[], &Sums::default()).map_err(|error| failed(path, error))
+    transact(database, &[], Sum::default()).map(drop).map_err(|error| failed(path, error))
 }
 
-/// Reads everything, and compares it with its sum.
-pub(crate) fn read(path: &Path, database: &Database) -> Result<(Vec<Entry>, Sums), RecordError> {
-    let (format, total, entries) = gather(database).map_err(|error| failed(path, error))?;
+/// Reads everything, one entry after the other, and compares it with its sum.
+pub(crate) fn read(
+    path: &Path,
+    database: &Database,
+    mut take: impl FnMut(Entry),
+) -> Result<Sum, RecordError> {
+    let mut sum = Sum::default();
+    let gathered = gather(database, |entry| {
+        sum.mix(entry.table, &entry.key, &entry.value);
+        take(entry);
+    });
+    let (format, total) = gathered.map_err(|error| failed(path, error))?;
     if format > FORMAT {
         let path = path.display().to_string();
         return Err(RecordError::TooNew { path, found: format, known: FORMAT });
     }
-    let mut sums = Sums::default();
-    entries.iter().for_each(|entry| sums.apply(&Change::Put(entry.clone())));
-    if total != sums.total {
+    if total != sum {
         return Err(damaged(path, "the sum over its entries does not fit"));
     }
-    Ok((entries, sums))
+    Ok(sum)
 }
 
 /// Does with a copy what will be done with the file: reads all of it, and writes.
 pub(crate) fn rehearse(path: &Path, database: &Database) -> Result<(), RecordError> {
-    let (_, sums) = read(path, database)?;
-    transact(database, &[], &sums).map_err(|error| failed(path, error))
+    let sum = read(path, database, drop)?;
+    transact(database, &[], sum).map(drop).map_err(|error| failed(path, error))
 }
 
 /// Turns a panic over a damaged file into an error.
@@ -172,41 +159,49 @@ pub(crate) fn io_error(error: io::Error) -> RecordError {
     }
 }
 
-fn open(path: &Path) -> Result<(Database, Sums), RecordError> {
+fn open(path: &Path) -> Result<(Database, Sum), RecordError> {
     caught(path, || {
         let database =
             builder().open(path).map_err(|error| failed(path, redb::Error::from(error)))?;
-        let (_, sums) = read(path, &database)?;
-        Ok((database, sums))
+        let sum = read(path, &database, drop)?;
+        Ok((database, sum))
     })
 }
 
-fn transact(database: &Database, changes: &[Change], sums: &Sums) -> Result<(), redb::Error> {
+/// Writes all changes as one, and the sum with them.
+fn transact(database: &Database, changes: &[Change], mut sum: Sum) -> Result<Sum, redb::Error> {
     let transaction = database.begin_write()?;
     {
         for table in Table::ALL {
             let mut open = transaction.open_table(definition(table))?;
             for change in changes {
-                match change {
-                    Change::Put(entry) if entry.table == table => {
-                        open.insert(entry.key.as_str(), entry.value.as_slice())?;
-                    }
-                    Change::Delete { table: of, key } if *of == table => {
-                        open.remove(key.as_str())?;
-                    }
-                    _ => {}
+                let (key, new) = match change {
+                    Change::Put(entry) if entry.table == table => (&entry.key, Some(&entry.value)),
+                    Change::Delete { table: of, key } if *of == table => (key, None),
+                    _ => continue,
+                };
+                let old = match new {
+                    Some(new) => open.insert(key.as_str(), new.as_slice())?,
+                    None => open.remove(key.as_str())?,
+                };
+                if let Some(old) = old {
+                    sum.mix(table, key, old.value());
+                }
+                if let Some(new) = new {
+                    sum.mix(table, key, new);
                 }
             }
         }
         let mut meta = transaction.open_table(META)?;
         meta.insert("format", FORMAT.to_be_bytes().as_slice())?;
-        meta.insert("sum", sums.total.as_slice())?;
+        meta.insert("sum", sum.0.as_slice())?;
     }
     transaction.commit()?;
-    Ok(())
+    Ok(sum)
 }
 
-fn gather(database: &Database) -> Result<(u32, [u8; 32], Vec<Entry>), redb::Error> {
+/// Hands every entry over; what comes out is the format and the sum that the file has.
+fn gather(database: &Database, mut take: impl FnMut(Entry)) -> Result<(u32, Sum), redb::Error> {
     let transaction = database.begin_read()?;
     let meta = transaction.open_table(META)?;
     let format = meta.get("format")?.and_then(|value| value.value().try_into().ok());
@@ -214,15 +209,14 @@ fn gather(database: &Database) -> Result<(u32, [u8; 32], Vec<Entry>), redb::Erro
     let (Some(format), Some(total)) = (format.map(u32::from_be_bytes), total) else {
         return Err(redb::Error::Corrupted("it has no format or no sum".to_owned()));
     };
-    let mut entries = Vec::new();
     for table in Table::ALL {
         for row in transaction.open_table(definition(table))?.iter()? {
             let (key, value) = row?;
             let (key, value) = (key.value().to_owned(), value.value().to_vec());
-            entries.push(Entry { table, key, value });
+            take(Entry { table, key, value });
         }
     }
-    Ok((format, total, entries))
+    Ok((format, Sum(total)))
 }
 
 fn definition(table: Table) -> TableDefinition<'static, &'static str, &'static [u8]> {

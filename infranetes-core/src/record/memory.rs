@@ -35,14 +35,15 @@ impl MemoryStore {
 
 #[async_trait]
 impl RecordStore for MemoryStore {
-    async fn load(&self) -> Result<Vec<Entry>, RecordError> {
+    async fn visit(&self, take: &mut (dyn FnMut(Entry) + Send)) -> Result<(), RecordError> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = |((table, key), value): (&(Table, String), &Vec<u8>)| Entry {
             table: *table,
             key: key.clone(),
             value: value.clone(),
         };
-        Ok(entries.iter().map(entry).collect())
+        entries.iter().map(entry).for_each(take);
+        Ok(())
     }
 
     async fn commit(&self, changes: Vec<Change>) -> Result<(), RecordError> {

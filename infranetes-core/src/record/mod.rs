@@ -21,8 +21,15 @@ use crate::error::FailureKind;
 /// Where records live. One commit is all or nothing, and durable when it returns.
 #[async_trait]
 pub trait RecordStore: Send + Sync + 'static {
-    /// Everything there is.
-    async fn load(&self) -> Result<Vec<Entry>, RecordError>;
+    /// Hands over everything there is, one entry after the other. They count only if it succeeds.
+    async fn visit(&self, take: &mut (dyn FnMut(Entry) + Send)) -> Result<(), RecordError>;
+
+    /// Everything there is at once.
+    async fn load(&self) -> Result<Vec<Entry>, RecordError> {
+        let mut entries = Vec::new();
+        self.visit(&mut |entry| entries.push(entry)).await?;
+        Ok(entries)
+    }
 
     /// Applies the changes, all or none.
     async fn commit(&self, changes: Vec<Change>) -> Result<(), RecordError>;

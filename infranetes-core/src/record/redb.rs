@@ -26,7 +26,7 @@ pub struct RedbStore {
 }
 
 enum Job {
-    Load(oneshot::Sender<Result<Vec<Entry>, RecordError>>),
+    Visit(mpsc::Sender<Result<Vec<Entry>, RecordError>>),
     Commit(Vec<Change>, oneshot::Sender<Result<(), RecordError>>),
 }
 
@@ -54,25 +54,29 @@ impl RedbStore {
         answer.await.unwrap_or_else(|_| Err(stopped()))?;
         Ok(Self { jobs })
     }
-
-    async fn ask<T>(
-        &self,
-        job: impl FnOnce(oneshot::Sender<Result<T, RecordError>>) -> Job,
-    ) -> Result<T, RecordError> {
-        let (reply, answer) = oneshot::channel();
-        self.jobs.send(job(reply)).await.map_err(|_| stopped())?;
-        answer.await.unwrap_or_else(|_| Err(stopped()))
-    }
 }
 
 #[async_trait]
 impl RecordStore for RedbStore {
-    async fn load(&self) -> Result<Vec<Entry>, RecordError> {
-        self.ask(Job::Load).await
+    async fn visit(&self, take: &mut (dyn FnMut(Entry) + Send)) -> Result<(), RecordError> {
+        // Piece by piece: memory that this thread gives back, only the other one can use again.
+        let (pieces, mut answer) = mpsc::channel(1);
+        self.jobs.send(Job::Visit(pieces)).await.map_err(|_| stopped())?;
+        while let Some(piece) = answer.recv().await {
+            let piece = piece?;
+            // An empty one is the end.
+            if piece.is_empty() {
+                return Ok(());
+            }
+            piece.into_iter().for_each(&mut *take);
+        }
+        Err(stopped())
     }
 
     async fn commit(&self, changes: Vec<Change>) -> Result<(), RecordError> {
-        self.ask(|reply| Job::Commit(changes, reply)).await
+        let (reply, answer) = oneshot::channel();
+        self.jobs.send(Job::Commit(changes, reply)).await.map_err(|_| stopped())?;
+        answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 }
 
@@ -90,7 +94,7 @@ fn serve(mut disk: Disk, mut jobs: mpsc::Receiver<Job>) {
         let mut readers = Vec::new();
         for job in batch {
             match job {
-                Job::Load(reply) => readers.push(reply),
+                Job::Visit(reader) => readers.push(reader),
                 Job::Commit(more, reply) => {
                     changes.extend(more);
                     writers.push(reply);
@@ -106,10 +110,25 @@ fn serve(mut disk: Disk, mut jobs: mpsc::Receiver<Job>) {
                 });
             }
         }
-        for reply in readers {
-            let _ = reply.send(disk.read());
+        for reader in readers {
+            visit(&mut disk, &reader);
         }
     }
+}
+
+/// Sends everything in pieces, and then an empty one, or what is wrong. A reader that goes away ends it.
+fn visit(disk: &mut Disk, reader: &mpsc::Sender<Result<Vec<Entry>, RecordError>>) {
+    let mut piece = Vec::new();
+    let read = disk.read(|entry| {
+        piece.push(entry);
+        if piece.len() == PIECE_ENTRIES {
+            let _ = reader.blocking_send(Ok(std::mem::take(&mut piece)));
+        }
+    });
+    if read.is_ok() && !piece.is_empty() {
+        let _ = reader.blocking_send(Ok(piece));
+    }
+    let _ = reader.blocking_send(read.map(|()| Vec::new()));
 }
 
 fn open_locked(path: &Path) -> Result<(Disk, File), RecordError> {
@@ -185,3 +204,4 @@ fn stopped() -> RecordError {
 
 const JOBS_MAX: usize = 1024;
 const BATCH_MAX: usize = 256;
+const PIECE_ENTRIES: usize = 64;

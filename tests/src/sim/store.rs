@@ -18,9 +18,9 @@ pub struct SimStore {
 
 #[async_trait]
 impl RecordStore for SimStore {
-    async fn load(&self) -> Result<Vec<Entry>, RecordError> {
+    async fn visit(&self, take: &mut (dyn FnMut(Entry) + Send)) -> Result<(), RecordError> {
         self.seams.pass("store: load").await;
-        self.inner.load().await
+        self.inner.visit(take).await
     }
 
     async fn commit(&self, changes: Vec<Change>) -> Result<(), RecordError> {

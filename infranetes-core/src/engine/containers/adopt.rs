@@ -93,7 +93,7 @@ impl Containers {
         for (life, mark) in lives {
             self.expected.remove(&life.id);
             self.node.board.post_container(life.status());
-            self.held.insert(life.id.clone(), Held::new(life, mark));
+            self.held.insert(life.id.clone(), Box::new(Held::new(life, mark)));
         }
         self.follow();
         for (volume, revision) in revisions {

@@ -40,8 +40,13 @@ impl NodeCa {
 
     /// The node's CA from its record; the first call makes it. The record is written before it signs anything.
     pub async fn load_or_create(store: &dyn RecordStore) -> Result<Self, CaError> {
-        let entries = store.load().await.map_err(CaError::Record)?;
-        let kept = entries.into_iter().find(|entry| entry.table == Table::Node && entry.key == KEY);
+        let mut kept = None;
+        let mut take = |entry: Entry| {
+            if entry.table == Table::Node && entry.key == KEY {
+                kept = Some(entry);
+            }
+        };
+        store.visit(&mut take).await.map_err(CaError::Record)?;
         if let Some(entry) = kept {
             return Self::from_bytes(&Zeroizing::new(entry.value));
         }
