@@ -44,8 +44,19 @@ impl Rootfs {
         if changes_owners && form != OverlayForm::User {
             options.push_str(",metacopy=on");
         }
-        mount_overlay(layers_dir, &options, &self.mountpoint)
+        self.mount_volatile(layers_dir, &options)
             .map_err(io_error("cannot mount the container's root file system"))
+    }
+
+    /// Without writing back: the layer goes with its container and is never mounted again, so that neither the container's own
+    /// `fsync` nor unmounting it needs to wait for the disk. Linux before 5.10 does not know how.
+    fn mount_volatile(&self, layers_dir: &Path, options: &str) -> io::Result<()> {
+        match mount_overlay(layers_dir, &format!("{options},volatile"), &self.mountpoint) {
+            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+                mount_overlay(layers_dir, options, &self.mountpoint)
+            }
+            result => result,
+        }
     }
 
     /// Takes all of it away; what is not there is fine.
