@@ -74,21 +74,44 @@ impl Product {
         name: &str,
         arguments: &[String],
     ) -> Result<()> {
-        become_program(workspace, name, arguments, &self.environment())
+        become_program(workspace, name, Form::Debug, arguments, &self.environment())
+    }
+
+    /// As [`Product::become_program`], where the program's own time is part of what it measures.
+    pub(crate) fn become_released_program(
+        &self,
+        workspace: &Workspace,
+        name: &str,
+        arguments: &[String],
+    ) -> Result<()> {
+        become_program(workspace, name, Form::Release, arguments, &self.environment())
     }
 }
 
-/// Builds and becomes one of the programs of `infranetes-tests`. They are built for debugging: what they measure is other
-/// programs.
+/// How a program is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Soon.
+    Debug,
+    /// To be fast.
+    Release,
+}
+
+/// Builds and becomes one of the programs of `infranetes-tests`.
 pub(crate) fn become_program(
     workspace: &Workspace,
     name: &str,
+    form: Form,
     arguments: &[String],
     environment: &[(&str, &PathBuf)],
 ) -> Result<()> {
     let build = ["build", "--quiet", "--package", "infranetes-tests", "--bin", name];
-    cargo().dir(workspace.root()).args(build).run()?;
-    let path = workspace.target().join("debug").join(name);
+    let (options, dir): (&[&str], _) = match form {
+        Form::Debug => (&[], workspace.target().join("debug")),
+        Form::Release => (&["--release"], workspace.release()),
+    };
+    cargo().dir(workspace.root()).args(build).args(options).run()?;
+    let path = dir.join(name);
     let mut program = Command::new(&path);
     Err(program.args(arguments).envs(environment.iter().copied()).exec())
         .with_context(|| format!("{} cannot be run", path.display()))

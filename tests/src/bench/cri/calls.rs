@@ -116,7 +116,8 @@ pub(super) async fn in_parallel(side: &mut Side) -> Result<Samples> {
     Ok(all)
 }
 
-async fn reads(
+/// Every call that only asks, a few times.
+pub(super) async fn reads(
     client: &mut Client,
     side: &Side,
     sandbox: &str,

@@ -56,13 +56,22 @@ impl Containerd {
         self.dir.path().join("logs")
     }
 
+    /// Its directory, which all that it starts has on its command line.
+    pub(super) fn dir(&self) -> PathBuf {
+        self.dir.path().to_owned()
+    }
+
+    pub(super) fn pid(&self) -> Result<u32> {
+        self.process.id().context("containerd ended by itself")
+    }
+
     pub(super) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
     /// Ends it; its pods have been removed.
     pub(super) async fn stop(mut self) -> Result<()> {
-        let pid = self.process.id().context("containerd ended by itself")?.to_string();
+        let pid = self.pid()?.to_string();
         Command::new("kill").args(["-TERM", &pid]).status().await?;
         tokio::time::timeout(START_LIMIT, self.process.wait()).await??;
         Ok(())

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use infranetes_cri::api::v1 as cri;
 
 use super::Side;
 use super::calls::pod;
 use crate::client::container;
+use crate::streams::{Session, Wanted};
 use crate::wait::until;
 
 /// MB a second, from the container's start until all of it is in the file.
@@ -15,10 +16,8 @@ pub(super) async fn log(side: &mut Side, megabytes: u16) -> Result<f64> {
     let mut client = side.client.clone();
     let pod = pod(side, "log")?;
     let sandbox = client.run_pod(&pod).await?;
-    // Lines of 100 bytes, their ends included.
     let bytes = u64::from(megabytes) * 1_000_000;
-    let script = format!("yes {} | head -c {bytes}", "x".repeat(LINE_BYTES - 1));
-    let config = container("writer", &side.image, &["sh", "-c", &script]);
+    let config = container("writer", &side.image, &["sh", "-c", &lines(bytes)]);
     let id = client.create_container(&sandbox, &pod, config).await?;
     let started = Instant::now();
     let request = cri::StartContainerRequest { container_id: id.clone() };
@@ -43,6 +42,35 @@ pub(super) async fn log(side: &mut Side, megabytes: u16) -> Result<f64> {
     Ok(f64::from(megabytes) / took.as_secs_f64())
 }
 
+/// MB a second of a command's standard output over a link, as `kubectl exec` reads it.
+pub(super) async fn stream(side: &mut Side) -> Result<f64> {
+    let mut client = side.client.clone();
+    let pod = pod(side, "stream")?;
+    let sandbox = client.run_pod(&pod).await?;
+    let config = container("main", &side.image, &["sleep", "600"]);
+    let id = client.run_container(&sandbox, &pod, config).await?;
+    let command = lines(STREAM_BYTES);
+    let wanted = Wanted { stderr: false, ..Wanted::OUTPUT };
+    let url = client.exec_link(&id, &["sh", "-c", &command], wanted).await?;
+    let started = Instant::now();
+    let mut session = Session::open(&url, wanted).await?;
+    let mut stdout = session.stdout.take().context("standard output was asked for")?;
+    let mut bytes = 0;
+    while let Some(piece) = tokio::time::timeout(LOG_LIMIT, stdout.next()).await?? {
+        bytes += piece.len() as u64;
+    }
+    let took = started.elapsed();
+    ensure!(bytes == STREAM_BYTES, "{bytes} bytes came");
+    drop(session);
+    client.remove_pod(&sandbox).await?;
+    Ok(STREAM_BYTES as f64 / 1_000_000.0 / took.as_secs_f64())
+}
+
+/// A command that writes so many bytes, in lines.
+fn lines(bytes: u64) -> String {
+    format!("yes {} | head -c {bytes}", "x".repeat(LINE_BYTES - 1))
+}
+
 /// MB a second of ExecSync.
 pub(super) async fn exec(side: &mut Side) -> Result<f64> {
     let mut client = side.client.clone();
@@ -50,7 +78,7 @@ pub(super) async fn exec(side: &mut Side) -> Result<f64> {
     let sandbox = client.run_pod(&pod).await?;
     let config = container("main", &side.image, &["sleep", "600"]);
     let id = client.run_container(&sandbox, &pod, config).await?;
-    let command = format!("yes {} | head -c {EXEC_BYTES}", "x".repeat(LINE_BYTES - 1));
+    let command = lines(EXEC_BYTES as u64);
     let started = Instant::now();
     for _ in 0..EXECS {
         let result = client.exec(&id, &["sh", "-c", &command]).await?;
@@ -61,7 +89,9 @@ pub(super) async fn exec(side: &mut Side) -> Result<f64> {
     Ok((EXECS * EXEC_BYTES) as f64 / 1_000_000.0 / took.as_secs_f64())
 }
 
+/// Of one line, its end included.
 const LINE_BYTES: usize = 100;
+const STREAM_BYTES: u64 = 100_000_000;
 /// Below what one answer of CRI may have.
 const EXEC_BYTES: usize = 8_000_000;
 const EXECS: usize = 3;

@@ -1,14 +1,17 @@
 //! The calls of CRI, ours and those of Debian's containerd, in one run with the same client and the same images.
 //!
 //! Both stand in the run's own namespaces, with pods of namespaces: ours by the `process` provider, theirs by runc. Rounds of
-//! the two alternate, so that a busy machine slows both.
+//! the two alternate, so that a busy machine slows both. `Version`, which says nothing of the node, is what any call costs.
+//! Only the log is also measured with a real machine, where it comes over a network and out of a kernel of its own.
 
 mod calls;
 mod containerd;
 mod flow;
+mod many;
 mod scale;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -19,7 +22,7 @@ use self::containerd::Containerd;
 use super::{Output, Target};
 use crate::client::Client;
 use crate::image::TestImage;
-use crate::node::{Node, Programs};
+use crate::node::{Daemon, Node, Programs};
 use crate::registry::Registry;
 
 /// How to run it.
@@ -31,6 +34,12 @@ pub struct Options {
     /// What a container writes to its log, in MB.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=2000))]
     pub log_mb: u16,
+    /// What a container in a virtual machine writes to its log, in MB; 0 leaves the machine out.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(0..=2000))]
+    pub machine_log_mb: u16,
+    /// Pods, with a container each, that both sides hold while lists are timed; 0 leaves that out.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(0..=500))]
+    pub pods: u16,
     /// Sandboxes of the fake provider that the daemon holds; may be given several times.
     #[arg(long, default_values_t = [100, 1000, 5000])]
     pub sandboxes: Vec<usize>,
@@ -50,7 +59,11 @@ pub(super) struct Side {
     image: String,
     /// A second one, to be pulled again and again.
     pulled: String,
-    logs: std::path::PathBuf,
+    logs: PathBuf,
+    /// The daemon.
+    pid: u32,
+    /// What this side starts has it on its command line.
+    dir: PathBuf,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -59,10 +72,16 @@ struct Figures {
     sequential: BTreeMap<&'static str, BTreeMap<&'static str, Percentiles>>,
     /// Likewise, 16 at a time.
     parallel: BTreeMap<&'static str, BTreeMap<&'static str, Percentiles>>,
+    /// Likewise, one after another, while both hold many pods.
+    many: BTreeMap<&'static str, BTreeMap<&'static str, Percentiles>>,
+    /// What both need for these pods: MiB of the daemon, and with all that runs beside the containers.
+    many_mib: BTreeMap<&'static str, many::Memory>,
     /// MB of log a second, by side.
     log_mb_per_s: BTreeMap<&'static str, f64>,
-    /// MB of output of a command a second, by side.
+    /// MB of output of a command a second, by side: the answer of ExecSync.
     exec_mb_per_s: BTreeMap<&'static str, f64>,
+    /// Likewise, over a link.
+    stream_mb_per_s: BTreeMap<&'static str, f64>,
     /// What the daemon needs for sandboxes.
     scale: Vec<scale::Held>,
 }
@@ -86,33 +105,10 @@ pub async fn run(options: &Options) -> Result<()> {
         .push(&host, "pulled", "1")
         .await?;
     let mut figures = Figures::default();
-    {
-        let node = Node::new(&programs, "process", &host)?;
-        let daemon = node.start().await?;
-        let theirs = match options.alone {
-            true => None,
-            false => Some(Containerd::start(&host).await?),
-        };
-        let side = |name, client, logs| Side {
-            name,
-            client,
-            image: format!("{host}/busybox:1"),
-            pulled: format!("{host}/pulled:1"),
-            logs,
-        };
-        let mut sides = vec![side(OURS, daemon.client(), node.log_directory())];
-        if let Some(theirs) = &theirs {
-            sides.push(side(THEIRS, theirs.client().await?, theirs.logs()));
-        }
-        let measured = measure(options, &mut sides, &mut figures).await;
-        measured.with_context(|| {
-            let theirs = theirs.as_ref().map(Containerd::log).unwrap_or_default();
-            format!("our log:\n{}\ntheir log:\n{theirs}", node.log())
-        })?;
-        if let Some(theirs) = theirs {
-            theirs.stop().await?;
-        }
-        daemon.stop().await?;
+    side_by_side(options, &programs, &host, &mut figures).await?;
+    if options.machine_log_mb > 0 {
+        let log = log_of_machine(options, &programs, &host).await;
+        figures.log_mb_per_s.insert(MACHINE, log.context("a virtual machine")?);
     }
     for count in &options.sandboxes {
         let held = scale::hold(&programs, &host, *count).await;
@@ -120,6 +116,52 @@ pub async fn run(options: &Options) -> Result<()> {
     }
     figures.show();
     options.output.conclude("cri", &figures.targets(), &figures)
+}
+
+async fn side_by_side(
+    options: &Options,
+    programs: &Programs,
+    host: &str,
+    figures: &mut Figures,
+) -> Result<()> {
+    let node = Node::new(programs, "process", host)?;
+    let daemon = node.start().await?;
+    let theirs = match options.alone {
+        true => None,
+        false => Some(Containerd::start(host).await?),
+    };
+    let mut sides = vec![Side::ours(OURS, &node, &daemon, host)?];
+    if let Some(theirs) = &theirs {
+        sides.push(Side {
+            name: THEIRS,
+            client: theirs.client().await?,
+            logs: theirs.logs(),
+            pid: theirs.pid()?,
+            dir: theirs.dir(),
+            ..Side::ours(OURS, &node, &daemon, host)?
+        });
+    }
+    let measured = measure(options, &mut sides, figures).await;
+    measured.with_context(|| {
+        let theirs = theirs.as_ref().map(Containerd::log).unwrap_or_default();
+        format!("our log:\n{}\ntheir log:\n{theirs}", node.log())
+    })?;
+    if let Some(theirs) = theirs {
+        theirs.stop().await?;
+    }
+    daemon.stop().await
+}
+
+/// The log of a container in a virtual machine.
+async fn log_of_machine(options: &Options, programs: &Programs, host: &str) -> Result<f64> {
+    let node = Node::new(programs, "qemu", host)?;
+    let daemon = node.start().await?;
+    let mut side = Side::ours(MACHINE, &node, &daemon, host)?;
+    side.client.pull(&side.image).await?;
+    let log = flow::log(&mut side, options.machine_log_mb).await;
+    let log = log.with_context(|| format!("our log:\n{}", node.log()))?;
+    daemon.stop().await?;
+    Ok(log)
 }
 
 async fn measure(options: &Options, sides: &mut [Side], figures: &mut Figures) -> Result<()> {
@@ -142,12 +184,35 @@ async fn measure(options: &Options, sides: &mut [Side], figures: &mut Figures) -
         let parallel = calls::in_parallel(side).await;
         let parallel = parallel.with_context(|| format!("{}: in parallel", side.name))?;
         figures.parallel.insert(side.name, parallel.percentiles());
-        let log = flow::log(side, options.log_mb).await;
-        figures.log_mb_per_s.insert(side.name, log.with_context(|| side.name.to_owned())?);
-        let exec = flow::exec(side).await;
-        figures.exec_mb_per_s.insert(side.name, exec.with_context(|| side.name.to_owned())?);
+    }
+    // In turns, and the best of each: what else the machine does only slows.
+    for _ in 0..FLOWS {
+        for side in sides.iter_mut() {
+            let flows = figures.flows(options, side).await;
+            flows.with_context(|| format!("{}: output in bulk", side.name))?;
+        }
+    }
+    for side in sides.iter_mut().filter(|_| options.pods > 0) {
+        let held = many::hold(side, options.pods).await;
+        let (samples, memory) = held.with_context(|| format!("{}: many pods", side.name))?;
+        figures.many.insert(side.name, samples.percentiles());
+        figures.many_mib.insert(side.name, memory);
     }
     Ok(())
+}
+
+impl Side {
+    fn ours(name: &'static str, node: &Node, daemon: &Daemon, host: &str) -> Result<Side> {
+        Ok(Side {
+            name,
+            client: daemon.client(),
+            image: format!("{host}/busybox:1"),
+            pulled: format!("{host}/pulled:1"),
+            logs: node.log_directory(),
+            pid: daemon.pid().context("the daemon has ended")?,
+            dir: node.dir().to_owned(),
+        })
+    }
 }
 
 impl Percentiles {
@@ -164,10 +229,23 @@ impl Percentiles {
 }
 
 impl Figures {
+    async fn flows(&mut self, options: &Options, side: &mut Side) -> Result<()> {
+        let better = |known: &mut f64, rate: f64| *known = known.max(rate);
+        let log = flow::log(side, options.log_mb).await.context("a log")?;
+        better(self.log_mb_per_s.entry(side.name).or_default(), log);
+        let exec = flow::exec(side).await.context("ExecSync")?;
+        better(self.exec_mb_per_s.entry(side.name).or_default(), exec);
+        let stream = flow::stream(side).await.context("a link")?;
+        better(self.stream_mb_per_s.entry(side.name).or_default(), stream);
+        Ok(())
+    }
+
     fn show(&self) {
-        for (title, calls) in
-            [("one after another", &self.sequential), ("16 at a time", &self.parallel)]
-        {
+        for (title, calls) in [
+            ("one after another", &self.sequential),
+            ("16 at a time", &self.parallel),
+            ("with many pods", &self.many),
+        ] {
             let Some(ours) = calls.get(OURS) else { continue };
             println!("\n{title:<24} {:>20} {:>20}  ratio", "ours p50 / p99 ms", "containerd");
             for (call, figure) in ours {
@@ -182,10 +260,18 @@ impl Figures {
                 );
             }
         }
-        println!(
-            "\nlog MB/s: {:?}, output of a command MB/s: {:?}",
-            self.log_mb_per_s, self.exec_mb_per_s
-        );
+        println!();
+        for (title, figures) in [
+            ("log", &self.log_mb_per_s),
+            ("output of a command, ExecSync", &self.exec_mb_per_s),
+            ("output of a command, link", &self.stream_mb_per_s),
+        ] {
+            let figures = figures.iter().map(|(side, rate)| format!("{side} {rate:.1} MB/s"));
+            println!("{title}: {}", figures.collect::<Vec<_>>().join(", "));
+        }
+        for (side, many::Memory { daemon, all }) in &self.many_mib {
+            println!("memory with many pods: {side} {daemon:.1} MiB, with helpers {all:.1} MiB");
+        }
         for held in &self.scale {
             println!("{held}");
         }
@@ -197,7 +283,9 @@ impl Figures {
         let mut ratio = |name: String, ours: f64, theirs: f64, at_most: f64| {
             targets.push(Target { name, measured: ours / theirs, at_most, unit: "x" });
         };
-        for (manner, calls) in [("", &self.sequential), (" x16", &self.parallel)] {
+        let manners =
+            [("", &self.sequential), (" x16", &self.parallel), (" with many pods", &self.many)];
+        for (manner, calls) in manners {
             let (Some(ours), Some(theirs)) = (calls.get(OURS), calls.get(THEIRS)) else { continue };
             for (call, ours) in ours {
                 let Some(theirs) = theirs.get(call) else { continue };
@@ -209,10 +297,14 @@ impl Figures {
                 ratio(format!("{call}{manner}"), ours.p50_ms, theirs.p50_ms, at_most);
             }
         }
-        if let (Some(ours), Some(theirs)) =
-            (self.log_mb_per_s.get(OURS), self.log_mb_per_s.get(THEIRS))
+        // As times, because less is better everywhere else.
+        let logs = &self.log_mb_per_s;
+        for (name, side, at_most) in
+            [("time for a log", OURS, 1.0), ("time for a log of a VM", MACHINE, 2.0)]
         {
-            ratio("time for a log".to_owned(), *theirs, *ours, 1.0);
+            if let (Some(ours), Some(theirs)) = (logs.get(side), logs.get(THEIRS)) {
+                ratio(name.to_owned(), *theirs, *ours, at_most);
+            }
         }
         for held in &self.scale {
             targets.push(Target {
@@ -226,5 +318,7 @@ impl Figures {
     }
 }
 
+const FLOWS: usize = 3;
 const OURS: &str = "infranetes";
 const THEIRS: &str = "containerd";
+const MACHINE: &str = "infranetes (VM)";

@@ -2,6 +2,7 @@
 //!
 //! The sandboxes come out of a record that is written before the daemon starts, one container each, with machines of the fake
 //! provider, which does not know them: a node whose cloud lost everything. What a live session needs is not in these figures.
+//! Labels and annotations are those that a kubelet writes.
 
 use std::fmt;
 use std::fs;
@@ -89,17 +90,46 @@ async fn write_record(node: &Node, count: usize) -> Result<()> {
         sandbox["record"]["goal"] = json!("run");
         sandbox["record"]["failure"] = Value::Null;
         let spec = &mut sandbox["record"]["spec"];
-        (spec["handler"], spec["uid"]) = (json!("fake"), json!(format!("uid-{number}")));
+        let (pod, uid) = (format!("pod-{number}"), format!("uid-{number}"));
+        (spec["handler"], spec["uid"]) = (json!("fake"), json!(uid));
+        spec["labels"] = labels_of_pod(&pod, &uid);
+        spec["annotations"] = json!({
+            "kubernetes.io/config.seen": "2026-01-01T00:00:00.000000000Z",
+            "kubernetes.io/config.source": "api",
+        });
+        // Few pods ask for any.
+        spec["sysctls"] = json!({});
         let machine = &mut sandbox["record"]["machine"];
         (machine["provider"], machine["doomed"]) = (json!("fake"), json!(false));
         (machine["id"], machine["name"]) =
             (json!(format!("i-{number}")), json!(format!("m-{number}")));
         container["record"]["id"] = json!(container_id);
         container["record"]["sandbox"] = json!(id);
+        let spec = &mut container["record"]["spec"];
+        spec["labels"] = labels_of_pod(&pod, &uid);
+        spec["labels"]["io.kubernetes.container.name"] = json!("main");
+        spec["annotations"] = json!({
+            "io.kubernetes.container.hash": "2b8c3ac9",
+            "io.kubernetes.container.restartCount": "0",
+            "io.kubernetes.container.terminationMessagePath": "/dev/termination-log",
+            "io.kubernetes.container.terminationMessagePolicy": "File",
+            "io.kubernetes.pod.terminationGracePeriod": "30",
+        });
+        (spec["resources"]["unified"], spec["resources"]["hugepage_limits"]) =
+            (json!({}), json!({}));
         changes.push(put(Table::Sandboxes, id, &sandbox)?);
         changes.push(put(Table::Containers, container_id, &container)?);
     }
     Ok(store.commit(changes).await?)
+}
+
+fn labels_of_pod(name: &str, uid: &str) -> Value {
+    json!({
+        "app": "web",
+        "io.kubernetes.pod.name": name,
+        "io.kubernetes.pod.namespace": "default",
+        "io.kubernetes.pod.uid": uid,
+    })
 }
 
 fn put(table: Table, key: String, record: &Value) -> Result<Change> {
