@@ -193,6 +193,19 @@ pub struct ContainerSpec {
     pub mounts: Vec<MachineMount>,
     /// Files and directories of the node, and images.
     pub volumes: Vec<MountSpec>,
+    /// Devices of the machine. One that it does not have is refused.
+    pub devices: Vec<DeviceSpec>,
+}
+
+/// A device of a machine, for a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceSpec {
+    /// Absolute path in the machine; of a directory, all devices in it.
+    pub source: String,
+    /// Absolute path in the container.
+    pub destination: String,
+    /// What of "rwm" the container may do: read, write, make nodes of it.
+    pub permissions: String,
 }
 
 /// An environment variable; its value never shows in logs.

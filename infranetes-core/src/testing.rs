@@ -54,5 +54,6 @@ pub(crate) fn container_spec(name: &str) -> ContainerSpec {
         pid_mode: None,
         mounts: Vec::new(),
         volumes: Vec::new(),
+        devices: Vec::new(),
     }
 }

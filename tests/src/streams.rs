@@ -12,6 +12,7 @@
 //! ```
 
 pub mod kubectl;
+pub mod secure;
 mod websocket;
 
 use std::time::Duration;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use infranetes_cri::streaming::spdy::{Connection, Headers, Limits, Reader, Role, Stream, Writer};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -233,10 +234,22 @@ impl PortStream {
 
 /// Upgrades a link to SPDY; the connection, and the protocol that was agreed on.
 pub async fn connect(url: &str, protocols: &[&str]) -> Result<(Connection, String)> {
+    connect_over(TcpStream::connect(host_of(url)?).await?, url, protocols).await
+}
+
+/// As [`connect`], on a connection that is there.
+pub async fn connect_over<T>(
+    stream: T,
+    url: &str,
+    protocols: &[&str],
+) -> Result<(Connection, String)>
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let offered: String =
         protocols.iter().map(|name| format!("X-Stream-Protocol-Version: {name}\r\n")).collect();
     let headers = format!("Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\n{offered}");
-    let (stream, answer) = request(url, "POST", &headers).await?;
+    let (stream, answer) = request_over(stream, url, "POST", &headers).await?;
     ensure!(answer.starts_with("HTTP/1.1 101 "), "not upgraded: {answer}");
     let agreed = answer.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
@@ -248,10 +261,22 @@ pub async fn connect(url: &str, protocols: &[&str]) -> Result<(Connection, Strin
 
 /// Sends a request without a body to a link; the connection, and the head of the answer.
 pub async fn request(url: &str, method: &str, headers: &str) -> Result<(TcpStream, String)> {
-    let rest = url.strip_prefix("http://").context("a link begins with http://")?;
-    let (host, path) = rest.split_once('/').context("a link has a path")?;
-    let mut stream = TcpStream::connect(host).await?;
+    let stream = TcpStream::connect(host_of(url)?).await?;
     stream.set_nodelay(true)?;
+    request_over(stream, url, method, headers).await
+}
+
+async fn request_over<T>(
+    mut stream: T,
+    url: &str,
+    method: &str,
+    headers: &str,
+) -> Result<(T, String)>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let (_, rest) = url.split_once("://").context("a link has a scheme")?;
+    let (host, path) = rest.split_once('/').context("a link has a path")?;
     let head = format!("{method} /{path} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n");
     stream.write_all(head.as_bytes()).await?;
     let mut answer = Vec::new();
@@ -264,6 +289,12 @@ pub async fn request(url: &str, method: &str, headers: &str) -> Result<(TcpStrea
     };
     timeout(LIMIT, read).await.context("no answer came in time")??;
     Ok((stream, String::from_utf8_lossy(&answer).into_owned()))
+}
+
+/// Host and port of a link.
+pub fn host_of(url: &str) -> Result<&str> {
+    let (_, rest) = url.split_once("://").context("a link has a scheme")?;
+    Ok(rest.split_once('/').context("a link has a path")?.0)
 }
 
 async fn rest(reader: Option<Reader>) -> Result<Vec<u8>> {

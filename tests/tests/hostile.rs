@@ -199,7 +199,8 @@ fn bad_containers() -> Vec<(&'static str, ChangeContainer)> {
         ("a mount into a relative path", |c| c.mounts.push(mount("/tmp", "etc"))),
         ("a mount with ..", |c| c.mounts.push(mount("/tmp/../etc", "/x"))),
         ("a device", |c| {
-            c.devices.push(cri::Device { host_path: "/dev/vda".into(), ..Default::default() });
+            let host_path = "/dev/../etc/shadow".into();
+            c.devices.push(cri::Device { host_path, ..Default::default() });
         }),
         ("a signal without a meaning", |c| c.stop_signal = 9999),
         ("a user below nothing", |c| security(c).run_as_user = Some(cri::Int64Value { value: -1 })),

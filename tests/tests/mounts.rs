@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use infranetes_cri::api::v1 as cri;
 use infranetes_tests::case::{self, Case};
+use infranetes_tests::client::container;
 use infranetes_tests::image::TestImage;
 use infranetes_tests::kubelet::mount;
 use infranetes_tests::kubelet::world::World;
@@ -20,6 +21,7 @@ on_both!(
     changes_of_the_node_follow_as_a_whole,
     what_a_container_wrote_is_on_the_node_when_it_has_exited,
     images_are_mounted_read_only,
+    devices_are_the_machines_own,
 );
 
 mod process_alone {
@@ -273,6 +275,54 @@ async fn images_are_mounted_read_only(case: &mut Case) -> Result<()> {
         let refused = world.run(name, &case.image, "true", vec![mount]).await;
         let refused = refused.err().context("it was not refused")?;
         ensure!(refused.code() == code && refused.message().contains(says), "{name}: {refused:?}");
+    }
+    Ok(())
+}
+
+async fn devices_are_the_machines_own(case: &mut Case) -> Result<()> {
+    let mut world = World::new(case, "devices", "").await?;
+    let device = |host_path: &str, container_path: &str, permissions: &str| cri::Device {
+        host_path: host_path.to_owned(),
+        container_path: container_path.to_owned(),
+        permissions: permissions.to_owned(),
+    };
+    let mut run = async |name: &str, devices: Vec<cri::Device>| {
+        let config =
+            cri::ContainerConfig { devices, ..container(name, &case.image, &["sleep", "600"]) };
+        world.client.run_container(&world.sandbox, &world.pod, config).await
+    };
+    // The kernel's log is a device of every machine that no container has by itself.
+    let one = run(
+        "one",
+        vec![
+            device("/dev/kmsg", "/dev/log-to-write", "w"),
+            device("/dev/kmsg", "/dev/kmsg", "w"),
+            device("/dev/null", "", "rwm"),
+        ],
+    )
+    .await?;
+    let none = run("none", Vec::new()).await?;
+    let missing = run("missing", vec![device("/dev/not-there", "", "rw")]).await;
+    let elsewhere = run("elsewhere", vec![device("/etc/passwd", "/dev/x", "r")]).await;
+    for (result, says) in [(missing, "no device /dev/not-there"), (elsewhere, "below /dev")] {
+        let refused = result.err().context("it was not refused")?;
+        let named = refused.message().contains(says);
+        ensure!(refused.code() == Code::Unimplemented && named, "{refused:?}");
+    }
+    let node = "stat -c '%F %t:%T' /dev/log-to-write /dev/kmsg";
+    let same = "character special file 1:b";
+    ensure!(world.sh(&one, node).await? == format!("{same}\n{same}"));
+    let cases = [
+        (&one, "echo hello > /dev/log-to-write && echo yes", "yes"),
+        // The cgroup's rules are those of the device, by any name.
+        (&one, "(: < /dev/log-to-write) 2>/dev/null && echo yes || echo no", "no"),
+        (&one, "echo x > /dev/null && echo yes", "yes"),
+        (&none, "test -e /dev/kmsg && echo yes || echo no", "no"),
+        (&none, "(mknod /k c 1 11 && echo x > /k) 2>/dev/null && echo yes || echo no", "no"),
+    ];
+    for (container, script, expected) in cases {
+        let found = world.sh(container, script).await?;
+        ensure!(found == expected, "{script}: {found:?}");
     }
     Ok(())
 }

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use infranetes_tests::case::Case;
+use infranetes_tests::case::{self, Case};
 use infranetes_tests::client::{Client, Pod, container};
 use infranetes_tests::on_both;
 use infranetes_tests::streams::kubectl::{Kubectl, forwarded_port};
+use infranetes_tests::streams::secure::Identity;
 use infranetes_tests::streams::{self, Forward, Session, Socket, Wanted, tunnelled};
 use infranetes_tests::wait::until;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,6 +27,14 @@ on_both!(
     links_work_once_and_only_for_what_they_are_for,
     kubectl_has_all_of_it_over_spdy_and_websocket,
 );
+
+mod process_alone {
+    #[tokio::test]
+    async fn links_are_served_over_tls_where_the_configuration_says_so() -> anyhow::Result<()> {
+        let case = super::links_are_served_over_tls_where_the_configuration_says_so;
+        super::case::run("process", case).await
+    }
+}
 
 const SLEEPER: &[&str] = &["sleep", "6000"];
 
@@ -308,10 +317,53 @@ async fn a_slow_client_disturbs_nobody(case: &mut Case) -> Result<()> {
     .await
 }
 
+async fn links_are_served_over_tls_where_the_configuration_says_so(case: &mut Case) -> Result<()> {
+    let identity = Identity::make(&case.node.path(""))?;
+    let (certificate, key) = (identity.certificate.display(), identity.key.display());
+    let table =
+        format!("[streaming]\ncertificate_file = \"{certificate}\"\nkey_file = \"{key}\"\n");
+    case.configure(&table).await?;
+    let (mut client, sandbox, id) = sleeper(case, "secure").await?;
+    let command = ["sh", "-c", "cat; exit 3"];
+    let wanted = Wanted { stdin: true, ..Wanted::OUTPUT };
+
+    let link = client.exec_link(&id, &command, wanted).await?;
+    ensure!(link.starts_with("https://127.0.0.1:"), "{link}");
+    let stream = identity.connect(&link).await?;
+    let (connection, _) = streams::connect_over(stream, &link, &["v4.channel.k8s.io"]).await?;
+    let mut session = Session::over(connection, wanted).await?;
+    session.type_in(b"over SPDY").await?;
+    session.end_stdin().await?;
+    let ended = session.end().await?;
+    ensure!(ended.stdout == b"over SPDY" && ended.exit_code() == Some(3), "{ended:?}");
+
+    let link = client.exec_link(&id, &command, wanted).await?;
+    let stream = identity.connect(&link).await?;
+    let mut socket = Socket::over(stream, &link, "v5.channel.k8s.io").await?;
+    socket.send(0, &[b'x'; 100_000]).await?;
+    socket.send(255, &[0]).await?;
+    let (channels, _) = socket.end().await?;
+    ensure!(channels[1] == [b'x'; 100_000], "{} bytes", channels[1].len());
+    ensure!(String::from_utf8_lossy(&channels[3]).contains("\"3\""), "{:?}", channels[3]);
+
+    // Who speaks no TLS, or trusts others, gets no link.
+    let link = client.port_forward_link(&sandbox, &[]).await?;
+    let plain = streams::request(&link, "GET", "").await;
+    ensure!(!plain.is_ok_and(|(_, answer)| answer.starts_with("HTTP/1.1 101")), "without TLS");
+    let other = Identity::make(tempfile::tempdir()?.path())?;
+    ensure!(other.connect(&link).await.is_err(), "anybody is trusted");
+    let stream = identity.connect(&link).await?;
+    let (connection, _) = streams::connect_over(stream, &link, &["portforward.k8s.io"]).await?;
+    let refused = Forward::over(connection).port(7999).await?.ask(b"?").await;
+    let refused = refused.err().context("nobody listens there")?;
+    ensure!(refused.to_string().contains("nobody answers at port 7999"), "{refused}");
+    Ok(())
+}
+
 async fn ports_are_reached_over_many_connections(case: &mut Case) -> Result<()> {
     let (mut client, pod, sandbox) = sandbox(case, "ports").await?;
     // Echoes, and says more when the question's end came. It takes one connection after another: its queue is too short for more.
-    let echo = "printf '#!/bin/sh\\ncat; echo end\\n' > /tmp/echo; chmod +x /tmp/echo; yes 0123456789 | head -n 30000 > /tmp/large; httpd -p 7002 -h /tmp; echo up; exec nc -ll -p 7000 -e /tmp/echo";
+    let echo = "printf '#!/bin/sh\\ncat; echo end\\n' > /tmp/echo; chmod +x /tmp/echo; yes 0123456789 | head -n 30000 > /tmp/large; httpd -p 7002 -h /tmp; httpd -p [::1]:7003 -h /tmp; echo up; exec nc -ll -p 7000 -e /tmp/echo";
     let config = container("echo", &case.image, &["sh", "-c", echo]);
     client.run_container(&sandbox, &pod, config).await?;
     case.wait_log(&pod, "echo", "up").await?;
@@ -322,8 +374,9 @@ async fn ports_are_reached_over_many_connections(case: &mut Case) -> Result<()> 
     })
     .await?;
     let mut asking = Vec::new();
-    for _ in 0..8 {
-        let port = forward.port(7002).await?;
+    // The last of them listens on IPv6 alone.
+    for number in [7002; 8].into_iter().chain([7003]) {
+        let port = forward.port(number).await?;
         asking.push(tokio::spawn(async move {
             let answer = port.ask(b"GET /large HTTP/1.0\r\n\r\n").await?;
             let expected = "0123456789\n".repeat(30_000);

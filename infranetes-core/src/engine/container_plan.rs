@@ -28,6 +28,7 @@ pub(crate) fn merge(
         users: sandbox.users,
         mounts: spec.mounts.clone(),
         volumes: Vec::new(),
+        devices: spec.devices.clone(),
     })
 }
 

@@ -273,6 +273,7 @@ fn spec(field: SpecField) -> ContainerSpec {
         pid_mode: field.pid_mode.map(Into::into),
         mounts: field.mounts.into_iter().map(mount).collect(),
         volumes: field.volumes.into_iter().map(Into::into).collect(),
+        devices: Vec::new(),
     }
 }
 

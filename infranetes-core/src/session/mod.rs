@@ -21,7 +21,7 @@ use crate::ids::{ContainerId, SandboxId};
 use crate::mounts::FilesError;
 use crate::network::NetworkLayout;
 use crate::spec::{
-    ContainerResources, Dns, EnvVar, MachineMount, PidMode, PodIdentity, SecuritySpec,
+    ContainerResources, DeviceSpec, Dns, EnvVar, MachineMount, PidMode, PodIdentity, SecuritySpec,
     UserNamespace,
 };
 use crate::stats::StatsSample;
@@ -312,6 +312,8 @@ pub struct ContainerPlan {
     pub mounts: Vec<MachineMount>,
     /// Mounts of volumes and images.
     pub volumes: Vec<VolumeMount>,
+    /// Devices of the machine.
+    pub devices: Vec<DeviceSpec>,
 }
 
 /// A command for a running container.

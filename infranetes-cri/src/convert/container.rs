@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use infranetes_core::spec::{ContainerSpec, EnvVar, SandboxSpec};
+use infranetes_core::spec::{ContainerSpec, DeviceSpec, EnvVar, SandboxSpec};
 
 use super::security::SeccompSource;
 use super::{Refusal, check, mounts, resources, security, signal};
@@ -50,27 +50,50 @@ pub fn container_spec(
         pid_mode,
         mounts: Vec::new(),
         volumes: mounts::mounts(config.mounts)?,
+        devices: devices(config.devices)?,
     };
     Ok((spec, seccomp))
 }
 
-/// A machine has no device of the node. A container that asks for one must not start without it.
+/// What a container asks for and cannot have in a machine: it must not start without.
 fn refuse_what_comes_from_the_node(config: &v1::ContainerConfig) -> Result<()> {
     if config.windows.is_some() {
         return Err(Refusal::unsupported("config.windows", "only Linux containers can be run"));
-    }
-    if let Some(device) = config.devices.first() {
-        let shown: String = device.host_path.chars().take(MAX_NAME).collect();
-        let problem = format!(
-            "a machine cannot have the node's device {shown:?}; choose a handler whose machines have their own"
-        );
-        return Err(Refusal::unsupported("config.devices[0]", problem));
     }
     if !config.cdi_devices.is_empty() {
         let problem = "devices of the node cannot be given to a machine; choose a handler whose machines have their own";
         return Err(Refusal::unsupported("config.CDI_devices", problem));
     }
     Ok(())
+}
+
+/// Devices are the machine's own, under the paths that the node would have them: whether it has them is the machine's to say.
+fn devices(asked: Vec<v1::Device>) -> Result<Vec<DeviceSpec>> {
+    check::few("config.devices", &asked, MAX_DEVICES)?;
+    let device = |(i, device): (usize, v1::Device)| {
+        let at = |name: &str| format!("config.devices[{i}].{name}");
+        let path = |name: &str, path| {
+            let path = check::absolute_path(&at(name), path)?;
+            Ok::<_, Refusal>(path.to_string_lossy().into_owned())
+        };
+        let v1::Device { host_path, container_path, permissions } = device;
+        if permissions.len() > 3 || permissions.chars().any(|one| !"rwm".contains(one)) {
+            return Err(Refusal::invalid(at("permissions"), "has more than \"rwm\" has"));
+        }
+        // Block volumes come by paths of the kubelet's.
+        if host_path.starts_with('/') && !host_path.starts_with("/dev/") {
+            let problem = "is none of a machine's devices, which are below /dev; those of the node cannot be had in one";
+            return Err(Refusal::unsupported(at("host_path"), problem));
+        }
+        let destination =
+            if container_path.is_empty() { host_path.clone() } else { container_path };
+        Ok(DeviceSpec {
+            source: path("host_path", host_path)?,
+            destination: path("container_path", destination)?,
+            permissions,
+        })
+    };
+    asked.into_iter().enumerate().map(device).collect()
 }
 
 fn working_dir(path: String) -> Result<String> {
@@ -143,6 +166,7 @@ const LONGEST_WAIT_SECS: u64 = 366 * 24 * 3600;
 const MAX_NAME: usize = 253;
 const MAX_IMAGE: usize = 1024;
 const MAX_PATH: usize = 4096;
+const MAX_DEVICES: usize = 256;
 const MAX_ENVIRONMENT: usize = 16 * 1024;
 const MAX_ENV_NAME: usize = 4096;
 /// What Linux takes for arguments and environment.

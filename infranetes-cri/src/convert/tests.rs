@@ -455,10 +455,10 @@ fn a_container_that_cannot_be_is_refused_with_the_field() {
         (|c| c.mounts = vec![Default::default(); 1025], ("config.mounts", true, "1025 entries")),
         (
             |c| {
-                c.devices =
-                    vec![v1::Device { host_path: "/dev/nvidia0".into(), ..Default::default() }]
+                let (host_path, permissions) = ("/dev/fuse".into(), "rx".into());
+                c.devices = vec![v1::Device { host_path, permissions, ..Default::default() }];
             },
-            ("config.devices[0]", false, "/dev/nvidia0"),
+            ("config.devices[0].permissions", true, "rwm"),
         ),
         (
             |c| c.cdi_devices = vec![v1::CdiDevice { name: "x".into() }],

@@ -461,6 +461,7 @@ pub fn plain_container() -> ContainerSpec {
         pid_mode: None,
         mounts: Vec::new(),
         volumes: Vec::new(),
+        devices: Vec::new(),
     }
 }
 

@@ -5,24 +5,31 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use futures::{SinkExt, StreamExt};
 use infranetes_cri::streaming::spdy::{Connection, Limits, Role};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
+use super::host_of;
+
 /// A link's channels over WebSocket.
-pub struct Socket(WebSocketStream<TcpStream>);
+pub struct Socket<T = TcpStream>(WebSocketStream<T>);
 
 impl Socket {
     /// Connects with one subprotocol.
     pub async fn open(url: &str, protocol: &str) -> Result<Socket> {
-        let url = url.replacen("http://", "ws://", 1);
+        Socket::over(TcpStream::connect(host_of(url)?).await?, url, protocol).await
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Socket<T> {
+    /// As [`Socket::open`], on a connection that is there.
+    pub async fn over(stream: T, url: &str, protocol: &str) -> Result<Self> {
+        let url = url.replacen("http", "ws", 1);
         let mut request = url.as_str().into_client_request()?;
         request.headers_mut().insert("Sec-WebSocket-Protocol", protocol.parse()?);
-        let host = request.uri().authority().context("a link has a host")?.to_string();
-        let stream = TcpStream::connect(host).await?;
         let (socket, answer) = tokio_tungstenite::client_async(request, stream).await?;
         let agreed = answer.headers().get("Sec-WebSocket-Protocol");
         ensure!(agreed.is_some_and(|agreed| agreed == protocol), "agreed on {agreed:?}");

@@ -103,6 +103,7 @@ fn plan() -> ContainerPlan {
         users: None,
         mounts: Vec::new(),
         volumes: Vec::new(),
+        devices: Vec::new(),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::session::{
     WatchEvent,
 };
 use crate::spec::{
-    ContainerResources, MachineMount, PidMode, Seccomp, SecuritySpec, UserNamespace,
+    ContainerResources, DeviceSpec, MachineMount, PidMode, Seccomp, SecuritySpec, UserNamespace,
 };
 use crate::status::ProcessUser;
 
@@ -142,8 +142,16 @@ pub(super) fn plan(plan: &ContainerPlan) -> v1::ContainerConfig {
         resources: Some(resources(&plan.resources)),
         namespaces: Some(namespaces(&plan.pid_mode, plan.users)),
         mounts: plan.mounts.iter().map(mount).chain(plan.volumes.iter().map(volume)).collect(),
-        devices: Vec::new(),
+        devices: plan.devices.iter().map(device).collect(),
         annotations: Default::default(),
+    }
+}
+
+fn device(device: &DeviceSpec) -> v1::Device {
+    v1::Device {
+        source: device.source.clone(),
+        destination: device.destination.clone(),
+        permissions: device.permissions.clone(),
     }
 }
 

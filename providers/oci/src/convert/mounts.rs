@@ -1,6 +1,7 @@
 //! What is mounted in a container, and which devices it has.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
@@ -187,9 +188,13 @@ fn collect_devices(source: &Path, path: &str, into: &mut Vec<Device>, depth: u32
         .and_then(
             |found| if found.is_symlink() && depth == 0 { fs::metadata(source) } else { Ok(found) },
         )
-        .map_err(|error| {
-            ProviderError::invalid(format!("the device {} cannot be read", source.display()))
-                .with_source(error)
+        .map_err(|error| match error.kind() {
+            ErrorKind::NotFound => ProviderError::unsupported(format!(
+                "this machine has no device {}; its devices are its own, not the node's",
+                source.display()
+            )),
+            _ => ProviderError::invalid(format!("the device {} cannot be read", source.display()))
+                .with_source(error),
         })?;
     let kind = metadata.file_type();
     if kind.is_dir() && depth < DEVICE_DEPTH && !SKIPPED.contains(&path) {
