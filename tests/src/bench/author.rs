@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::Target;
@@ -80,10 +80,10 @@ impl Figures {
 fn edit(dir: &Path) -> Result<()> {
     let lib = dir.join("src/lib.rs");
     let source = fs::read_to_string(&lib)?;
-    Ok(fs::write(
-        &lib,
-        source.replace("USER_DATA_MAX: usize = 16 << 10", "USER_DATA_MAX: usize = 15 << 10"),
-    )?)
+    let edited =
+        source.replace("USER_DATA_MAX: usize = 16 << 10", "USER_DATA_MAX: usize = 15 << 10");
+    ensure!(edited != source, "the template has no such line any more, so that nothing is built");
+    Ok(fs::write(&lib, edited)?)
 }
 
 fn timed(work: impl FnOnce() -> Result<()>) -> Result<Duration> {
