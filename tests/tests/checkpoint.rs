@@ -8,12 +8,18 @@ use anyhow::{Context, Result, ensure};
 use infranetes_cri::api::v1::{self as cri, ContainerState, PodSandboxState};
 use infranetes_tests::case::{self, Case};
 use infranetes_tests::client::{Client, Pod, container};
+use infranetes_tests::kubelet::{PodDir, mount};
 use infranetes_tests::wait::until;
 use tonic::Code;
 
 #[tokio::test]
 async fn a_pod_goes_on_from_its_checkpoint() -> Result<()> {
     case::run("qemu", goes_on).await
+}
+
+#[tokio::test]
+async fn what_a_pod_has_mounted_is_the_new_pods() -> Result<()> {
+    case::run("qemu", has_its_mounts).await
 }
 
 #[tokio::test]
@@ -71,16 +77,18 @@ async fn goes_on(case: &mut Case) -> Result<()> {
     ensure!(error.code() == Code::InvalidArgument, "{error}");
     ensure!(entries(&checkpoint) == 0, "something was written");
 
+    let before = [number(&mut client, ids[0]).await?, number(&mut client, ids[1]).await?];
     let began = Instant::now();
     client.checkpoint(&sandbox, &ids, &checkpoint).await?;
     println!("checkpoint of the pod: {} ms", began.elapsed().as_millis());
+    let after = [number(&mut client, ids[0]).await?, number(&mut client, ids[1]).await?];
+    let then = Then { before, after };
     for file in ["pod.json", "machine/machine.json", "machine/machine.state"] {
         let mode = std::fs::metadata(checkpoint.join(file))?.permissions().mode() & 0o777;
         ensure!(mode == 0o600, "{file} has mode {mode:o}");
     }
     // The first pod goes on, and as long as it is there nobody else can be it.
-    let then = last(case, &pod, "a")?;
-    case.wait_log(&pod, "a", &format!("number {}", then + 3)).await?;
+    reaches(case, &pod, "a", then.after[0] + 3).await?;
     let second = case.pod("second");
     let wanted = [counter(&case.image, "a"), counter(&case.image, "b")];
     let error = client.restore(&second, &wanted, &checkpoint).await.err();
@@ -105,13 +113,13 @@ async fn goes_on(case: &mut Case) -> Result<()> {
         let began = Instant::now();
         let restored = client.restore(&pod, &wanted, &checkpoint).await?;
         println!("restore of the pod: {} ms", began.elapsed().as_millis());
-        lives_again(case, &mut client, &pod, &restored, then).await?;
+        lives_again(case, &mut client, &pod, &restored, &then).await?;
         if name == "second" {
             // A daemon of later takes it up, and removes it.
             case.restart_hard().await?;
             client = case.client();
             let there = last(case, &pod, "a")?;
-            case.wait_log(&pod, "a", &format!("number {}", there + 3)).await?;
+            reaches(case, &pod, "a", there + 3).await?;
         }
         client.remove_pod(&restored.pod_sandbox_id).await?;
     }
@@ -124,7 +132,7 @@ async fn lives_again(
     client: &mut Client,
     pod: &Pod,
     restored: &cri::RestorePodResponse,
-    then: u64,
+    then: &Then,
 ) -> Result<()> {
     let status = client.sandbox(&restored.pod_sandbox_id).await?.status.unwrap_or_default();
     ensure!(status.state == PodSandboxState::SandboxReady as i32, "{status:?}");
@@ -136,32 +144,122 @@ async fn lives_again(
         let status = client.container(&one.container_id).await?.status.unwrap_or_default();
         ensure!(status.state == ContainerState::ContainerCreated as i32, "{status:?}");
     }
-    start(client, &containers[0].container_id).await?;
-    case.wait_log(pod, "a", &format!("number {}", then + 3)).await?;
+    goes_on_from(case, client, pod, &containers[0], then.before[0], then.after[0]).await?;
     // The other one stands still as long as nobody starts it.
     let log = Path::new(&pod.log_directory).join("b.log");
     let written = std::fs::read_to_string(log).unwrap_or_default();
     ensure!(written.is_empty(), "it ran before it was started: {written}");
-    start(client, &containers[1].container_id).await?;
-    case.wait_log(pod, "b", &format!("number {}", then + 1)).await?;
-    let counted = numbers(case, pod, "a")?;
-    let first = counted.first().copied().context("it counted nothing")?;
-    ensure!(
-        (then.saturating_sub(10)..=then + 2).contains(&first),
-        "{first} is not where {then} was"
-    );
-    ensure!(counted.windows(2).all(|pair| pair[1] == pair[0] + 1), "{counted:?}");
+    goes_on_from(case, client, pod, &containers[1], then.before[1], then.after[1]).await?;
     let id = &containers[0].container_id;
-    let said = client.exec(id, &["sh", "-c", "cat /dev/shm/n; hostname; date +%s"]).await?;
-    let said = String::from_utf8_lossy(&said.stdout).into_owned();
-    let mut words = said.split_whitespace();
-    let number: u64 = words.next().unwrap_or_default().parse().context(said.clone())?;
-    ensure!(number >= then, "{number} after {then}");
-    words.next();
-    let clock: u64 = words.next().unwrap_or_default().parse().context(said.clone())?;
+    let said = client.exec(id, &["date", "+%s"]).await?;
+    let clock: u64 = String::from_utf8_lossy(&said.stdout).trim().parse()?;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
-    ensure!(now.abs_diff(clock) <= 5, "the guest's clock says {clock}, and it is {now}");
+    ensure!(now.abs_diff(clock) <= 10, "the guest's clock says {clock}, and it is {now}");
     Ok(())
+}
+
+/// An emptyDir is as it was, what comes from the node is as it is now, and follows it; what is written goes to the new pod's files.
+async fn has_its_mounts(case: &mut Case) -> Result<()> {
+    let kubelet = case.node.path("kubelet");
+    std::fs::create_dir_all(&kubelet)?;
+    case.configure(&format!("[mounts]\nkubelet_dir = \"{}\"\n", kubelet.display())).await?;
+    let mut client = case.client();
+    client.pull(&case.image).await?;
+    let of = |uid: &str, word: &str| -> Result<(PodDir, PathBuf, Vec<cri::Mount>)> {
+        let dir = PodDir::new(&kubelet, uid)?;
+        let config = dir.kept("configmap", "config", &[("word", word)])?;
+        let mounts = vec![
+            mount(&config, "/config", true),
+            mount(&dir.empty_dir("disk")?, "/disk", false),
+            mount(&dir.termination_log("main")?, "/dev/termination-log", false),
+        ];
+        Ok((dir, config, mounts))
+    };
+    let run =
+        "trap 'echo farewell > /dev/termination-log; exit 3' TERM; while :; do sleep 0.1; done";
+    let main = |mounts| cri::ContainerConfig {
+        mounts,
+        ..container("main", &case.image, &["sh", "-c", run])
+    };
+    let (pod, second) = (case.pod("first"), case.pod("second"));
+    let (_first_dir, _, mounts) = of("uid-first", "old")?;
+    let sandbox = client.run_pod(&pod).await?;
+    let id = client.run_container(&sandbox, &pod, main(mounts)).await?;
+    client.exec(&id, &["sh", "-c", "echo kept > /disk/file"]).await?;
+    let checkpoint = directory(case, "checkpoint")?;
+    client.checkpoint(&sandbox, &[&id], &checkpoint).await?;
+    client.remove_pod(&sandbox).await?;
+
+    let (dir, config, mounts) = of("uid-second", "new")?;
+    let elsewhere: Vec<_> = mounts[..2].to_vec();
+    let error = client.restore(&second, &[main(elsewhere)], &checkpoint).await.err();
+    let error = error.context("a container lost a mount")?;
+    ensure!(error.message().contains("mounts at other places"), "{error}");
+    let restored = client.restore(&second, &[main(mounts)], &checkpoint).await?;
+    let id = restored.restored_containers[0].container_id.clone();
+    start(&mut client, &id).await?;
+    let said = client.exec(&id, &["cat", "/disk/file", "/config/word"]).await?;
+    ensure!(said.stdout == b"kept\nnew", "{:?}", String::from_utf8_lossy(&said.stdout));
+    dir.swap(&config, &[("word", "newer")])?;
+    until(START_LIMIT, "the volume follows the node", async || {
+        let said = client.clone().exec(&id, &["cat", "/config/word"]).await?;
+        Ok(said.stdout == b"newer")
+    })
+    .await?;
+    // A container that comes later shares what the restored one has.
+    let later = cri::ContainerConfig {
+        mounts: vec![mount(&dir.path("volumes/kubernetes.io~empty-dir/disk"), "/disk", false)],
+        ..container("later", &case.image, &["cat", "/disk/file"])
+    };
+    client.run_container(&restored.pod_sandbox_id, &second, later).await?;
+    case.wait_log(&second, "later", "kept").await?;
+    client.stop_container(&id, 20).await?;
+    let words = std::fs::read_to_string(dir.path("containers/main/0a1b2c3d"))?;
+    ensure!(words == "farewell\n", "{words:?}");
+    let status = client.container(&id).await?.status.unwrap_or_default();
+    ensure!(status.exit_code == 3, "{status:?}");
+    Ok(())
+}
+
+/// The numbers of both containers right before and after the checkpoint.
+struct Then {
+    before: [u64; 2],
+    after: [u64; 2],
+}
+
+/// Starts a restored container, which counts on from where it was.
+async fn goes_on_from(
+    case: &Case,
+    client: &mut Client,
+    pod: &Pod,
+    one: &cri::RestoredContainer,
+    before: u64,
+    after: u64,
+) -> Result<()> {
+    start(client, &one.container_id).await?;
+    reaches(case, pod, &one.name, after + 3).await?;
+    let counted = numbers(case, pod, &one.name)?;
+    // What the first pod's log did not have yet comes again.
+    ensure!(counted[0] <= after + 1, "{counted:?}: it was between {before} and {after}");
+    ensure!(counted.windows(2).all(|pair| pair[1] == pair[0] + 1), "{counted:?}");
+    let memory = number(client, &one.container_id).await?;
+    ensure!(memory >= before, "{memory} after {before}");
+    Ok(())
+}
+
+/// The number that a counter has in memory.
+async fn number(client: &mut Client, id: &str) -> Result<u64> {
+    // It may be about to write it.
+    let read = "until n=$(cat /dev/shm/n) && [ -n \"$n\" ]; do :; done; echo $n";
+    let said = client.exec(id, &["sh", "-c", read]).await?;
+    Ok(String::from_utf8_lossy(&said.stdout).trim().parse()?)
+}
+
+async fn reaches(case: &Case, pod: &Pod, name: &str, number: u64) -> Result<()> {
+    until(COUNT_LIMIT, "the counter counts on", async || {
+        Ok(last(case, pod, name).is_ok_and(|last| last >= number))
+    })
+    .await
 }
 
 async fn is_refused(case: &mut Case) -> Result<()> {
@@ -173,7 +271,7 @@ async fn is_refused(case: &mut Case) -> Result<()> {
     case.wait_log(&pod, "a", "number 2").await?;
 
     let small = directory(case, "small")?;
-    mount(&small)?;
+    mount_small(&small)?;
     let refused = client.checkpoint(&sandbox, &[&id], &small).await;
     let left = entries(&small);
     unmount(&small)?;
@@ -181,7 +279,7 @@ async fn is_refused(case: &mut Case) -> Result<()> {
     ensure!(error.code() == Code::ResourceExhausted, "{error}");
     ensure!(left == 0, "a part of it is left");
     let then = last(case, &pod, "a")?;
-    case.wait_log(&pod, "a", &format!("number {}", then + 3)).await?;
+    reaches(case, &pod, "a", then + 3).await?;
 
     let good = directory(case, "good")?;
     for (path, options, words) in [
@@ -240,7 +338,7 @@ async fn survives_kills(case: &mut Case) -> Result<()> {
         let _ = writing.await?;
         client = case.client();
         let then = last(case, &pod, "a")?;
-        case.wait_log(&pod, "a", &format!("number {}", then + 3)).await?;
+        reaches(case, &pod, "a", then + 3).await?;
     }
     Ok(())
 }
@@ -275,7 +373,7 @@ fn entries(directory: &Path) -> usize {
     std::fs::read_dir(directory).map_or(0, Iterator::count)
 }
 
-fn mount(at: &Path) -> Result<()> {
+fn mount_small(at: &Path) -> Result<()> {
     let mut command = std::process::Command::new("mount");
     let status =
         command.args(["-t", "tmpfs", "-o", "size=8m,mode=0700", "small"]).arg(at).status()?;
@@ -289,4 +387,5 @@ fn unmount(at: &Path) -> Result<()> {
     Ok(())
 }
 
+const COUNT_LIMIT: Duration = Duration::from_secs(60);
 const START_LIMIT: Duration = Duration::from_secs(30);
