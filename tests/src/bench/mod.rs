@@ -4,6 +4,7 @@ pub mod abi;
 pub mod author;
 pub mod boot;
 pub mod cri;
+pub mod streaming;
 
 use std::path::PathBuf;
 use std::time::Duration;

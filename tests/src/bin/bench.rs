@@ -12,6 +12,8 @@ enum Benchmark {
     Boot(bench::boot::Options),
     /// The calls of CRI, against Debian's containerd.
     Cri(bench::cri::Options),
+    /// What hostile clients of the streaming server take of the daemon's memory.
+    Streaming(bench::streaming::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -25,6 +27,7 @@ fn main() -> anyhow::Result<()> {
             Benchmark::Abi(options) => bench::abi::run(&options).await,
             Benchmark::Boot(options) => bench::boot::run(&options).await,
             Benchmark::Cri(options) => bench::cri::run(&options).await,
+            Benchmark::Streaming(options) => bench::streaming::run(&options).await,
         }
     })
 }
