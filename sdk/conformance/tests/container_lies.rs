@@ -35,6 +35,8 @@ async fn each_lie_is_found() {
         (Lie::HasNoProcess, "container/start"),
         (Lie::ListsOtherwise, "container/status"),
         (Lie::HasNoCounters, "container/stats"),
+        (Lie::RunsWhilePaused, "container/pause"),
+        (Lie::StaysPaused, "container/pause"),
         (Lie::UpdateFails, "container/update"),
         (Lie::GrantsAttach, "container/attach/honest"),
         (Lie::AllIsWell, "exec/exit-code"),

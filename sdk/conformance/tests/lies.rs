@@ -53,6 +53,7 @@ async fn each_lie_is_found() {
         (Lie::WrongAddress, "pod/addresses"),
         (Lie::EndlessReplay, "pod/console/replay"),
         (Lie::FollowEnds, "pod/console/readers"),
+        (Lie::TakesAnyCheckpoint, "pod/create/checkpoint"),
         (Lie::StopDoesNothing, "pod/stop"),
         (Lie::StartDoesNothing, "pod/start"),
         (Lie::LeavesADisk, "pod/destroy"),
@@ -117,6 +118,7 @@ enum Lie {
     WrongAddress,
     EndlessReplay,
     FollowEnds,
+    TakesAnyCheckpoint,
     StopDoesNothing,
     StartDoesNothing,
     LeavesADisk,
@@ -163,6 +165,10 @@ impl Liar {
         if mode != AddressMode::Local && !self.tells(Lie::TakesAnyNetwork) {
             return Err(ProviderError::unsupported("no such network"));
         }
+        // It never wrote one.
+        if !request.checkpoint.is_empty() && !self.tells(Lie::TakesAnyCheckpoint) {
+            return Err(ProviderError::invalid("no such checkpoint"));
+        }
         Ok(())
     }
 }
@@ -181,6 +187,7 @@ impl PodProvider for Liar {
             address_modes: vec![AddressMode::Local.into()],
             architectures: vec!["amd64".into()],
             sweep: true,
+            checkpoint: true,
             quota: self.tells(Lie::ClaimsQuota),
             ..PodCapabilities::default()
         })

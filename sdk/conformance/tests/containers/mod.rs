@@ -37,6 +37,8 @@ pub(crate) enum Lie {
     HasNoProcess,
     ListsOtherwise,
     HasNoCounters,
+    RunsWhilePaused,
+    StaysPaused,
     UpdateFails,
     AllIsWell,
     MixesStreams,
@@ -90,6 +92,7 @@ struct Container {
     status: ContainerStatus,
     end: End,
     chunks: Vec<LogChunk>,
+    paused: bool,
 }
 
 impl Liar {
@@ -178,6 +181,7 @@ impl Liar {
         }
         if let End::Exit(after, code) = program.end {
             sleep(after).await;
+            self.wait_while_paused(&id).await;
             self.finish(&id, code, if code == 0 { "Completed" } else { "Error" });
         }
     }
@@ -225,8 +229,33 @@ impl Liar {
         state.events.push(status.clone());
         let id = request.id.clone();
         let end = End::Endless(None);
-        state.containers.insert(id, Container { request, status, end, chunks: Vec::new() });
+        state
+            .containers
+            .insert(id, Container { request, status, end, chunks: Vec::new(), paused: false });
         Ok(())
+    }
+
+    fn set_paused(&self, id: &str, paused: bool) -> Result<()> {
+        let mut state = self.lock();
+        let container = state.containers.get_mut(id).ok_or_else(|| self.none(id))?;
+        if container.status.state() != ContainerState::Running {
+            return Err(ProviderError::conflict("it does not run"));
+        }
+        container.paused = paused;
+        drop(state);
+        self.changed.send_modify(|version| *version += 1);
+        Ok(())
+    }
+
+    async fn wait_while_paused(&self, id: &str) {
+        let mut changed = self.changed.subscribe();
+        loop {
+            changed.mark_unchanged();
+            let paused = self.lock().containers.get(id).is_some_and(|it| it.paused);
+            if !paused || changed.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     async fn wait_for_exit(&self, id: &str) {
@@ -253,6 +282,7 @@ impl ContainerProvider for Liar {
             exec: true,
             logs: true,
             update: true,
+            pause: true,
             stats: !self.tells(Lie::DeniesStats),
             own_root: true,
             attach: self.tells(Lie::GrantsAttach),
@@ -372,6 +402,20 @@ impl ContainerProvider for Liar {
             true if self.tells(Lie::UpdateFails) => Err(ProviderError::internal("no")),
             true => Ok(Empty {}),
             false => Err(self.none(&request.id)),
+        }
+    }
+
+    async fn pause(&self, _: CallContext, request: ContainerRef) -> Result<Empty> {
+        match self.tells(Lie::RunsWhilePaused) {
+            true => Ok(Empty {}),
+            false => self.set_paused(&request.id, true).map(|()| Empty {}),
+        }
+    }
+
+    async fn resume(&self, _: CallContext, request: ContainerRef) -> Result<Empty> {
+        match self.tells(Lie::StaysPaused) {
+            true => Ok(Empty {}),
+            false => self.set_paused(&request.id, false).map(|()| Empty {}),
         }
     }
 

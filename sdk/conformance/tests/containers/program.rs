@@ -76,6 +76,7 @@ impl Program {
             _ if rest.starts_with("kill -0 ") => {
                 program.end = End::Alive(number(rest, "kill -0 ").unsigned_abs());
             }
+            "sleep 2" => program.end = End::Exit(Duration::from_secs(2), 0),
             _ if rest.starts_with("sleep 1; exit ") => {
                 program.end = End::Exit(Duration::from_secs(1), number(rest, "sleep 1; exit "));
             }
