@@ -72,11 +72,10 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Two workers: the daemon waits for others nearly all of its time.
 fn serve(config: Config) -> anyhow::Result<()> {
     logging::start(&config.log);
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    let runtime = builder.worker_threads(WORKERS).thread_name("infranetes").enable_all().build();
+    let runtime = builder.worker_threads(workers()).thread_name("infranetes").enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
     let result = runtime.block_on(async {
         // From here on a signal ends the daemon in order, also while it starts.
@@ -94,6 +93,12 @@ fn serve(config: Config) -> anyhow::Result<()> {
     result
 }
 
+/// The daemon waits for others nearly all of its time, so it needs few workers: a second one makes a short answer no sooner, and
+/// on a small node it only takes a core from whoever asked.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() / 2).clamp(1, WORKERS_MAX)
+}
+
 /// Ends with the first SIGTERM or SIGINT.
 fn end_signal() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -106,4 +111,4 @@ fn end_signal() -> std::io::Result<impl Future<Output = ()>> {
     })
 }
 
-const WORKERS: usize = 2;
+const WORKERS_MAX: usize = 2;
