@@ -283,7 +283,11 @@ async fn a_configuration_that_vanished_is_not_needed_to_disconnect(
     client = case.client();
     // The namespace of one goes, too, as after a restart of the node.
     let pinned = cni.namespaces().join(&second);
-    run("umount", &[&pinned.display().to_string()])?;
+    // It is busy while plugins look at it, which they do after a start of the daemon.
+    until(FETCH_LIMIT, "the namespace is unpinned", async || {
+        Ok(run("umount", &[&pinned.display().to_string()]).is_ok())
+    })
+    .await?;
     client.remove_pod(&second).await?;
     client.remove_pod(&first).await?;
     Ok(())
