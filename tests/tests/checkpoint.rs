@@ -51,10 +51,9 @@ async fn processes_of_the_node_have_no_checkpoints() -> Result<()> {
     .await
 }
 
-/// Counts in memory, and keeps the number in a file of memory, too.
+/// Counts in memory, and keeps the number in a file of its own, too (/dev/shm is the whole pod's).
 fn counter(image: &str, name: &str) -> cri::ContainerConfig {
-    let count =
-        "n=0; while :; do n=$((n + 1)); echo $n > /dev/shm/n; echo number $n; sleep 0.2; done";
+    let count = "n=0; while :; do n=$((n + 1)); echo $n > /number; echo number $n; sleep 0.2; done";
     container(name, image, &["sh", "-c", count])
 }
 
@@ -250,7 +249,7 @@ async fn goes_on_from(
 /// The number that a counter has in memory.
 async fn number(client: &mut Client, id: &str) -> Result<u64> {
     // It may be about to write it.
-    let read = "until n=$(cat /dev/shm/n) && [ -n \"$n\" ]; do :; done; echo $n";
+    let read = "until n=$(cat /number) && [ -n \"$n\" ]; do :; done; echo $n";
     let said = client.exec(id, &["sh", "-c", read]).await?;
     Ok(String::from_utf8_lossy(&said.stdout).trim().parse()?)
 }
