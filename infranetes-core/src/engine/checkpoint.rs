@@ -98,8 +98,8 @@ impl Job {
             return Err(no_checkpoints(&machine.provider));
         }
         let description = self.describe(&aspect, &machine).await?;
-        let place = files::begin(&self.directory).await?;
         let session = self.session()?;
+        let place = files::begin(&self.directory).await?;
         let made = match bounded(WORK, session.begin_checkpoint(&self.containers)).await {
             Err(cause) => {
                 // It may have heard it.
@@ -194,7 +194,7 @@ impl Job {
                 .as_ref()
                 .map_or(&machine.ticket.agent_name, |identity| &identity.agent_name)
                 .clone(),
-            shape: machine.shape.clone(),
+            shape: (&machine.shape).into(),
             users: users(&life.spec),
             containers,
         })

@@ -91,7 +91,7 @@ struct MachineField {
 }
 
 /// A machine's type.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ShapeField {
     name: String,
     cpu_millis: u64,

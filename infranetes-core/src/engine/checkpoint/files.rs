@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use infranetes_sdk::pod::MachineType;
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -17,13 +17,13 @@ use crate::session::{VolumeMount, VolumeMountSource};
 use crate::spec::ContainerSpec;
 
 /// What a checkpoint is of.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Description {
     pub(super) sandbox: SandboxId,
     pub(super) provider: String,
     /// The agent in the machine keeps its key, and with it its name.
     pub(super) agent_name: String,
-    pub(super) shape: MachineType,
+    pub(super) shape: ShapeField,
     pub(super) users: String,
     pub(super) containers: Vec<DescribedContainer>,
 }
@@ -74,18 +74,8 @@ pub(super) struct DescribedMount {
 struct File1 {
     version: u32,
     sha256: String,
-    /// JSON: what the digest is of.
+    /// A [`Description`] in JSON: what the digest is of.
     body: String,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Body {
-    sandbox: SandboxId,
-    provider: String,
-    agent_name: String,
-    shape: ShapeField,
-    users: String,
-    containers: Vec<DescribedContainer>,
 }
 
 impl From<&ContainerSpec> for DescribedProcess {
@@ -151,8 +141,7 @@ fn words(spec: &ContainerSpec) -> Option<String> {
 
 /// The kubelet tells every container of Services, which come and go.
 fn is_of_the_node(name: &str) -> bool {
-    ["_SERVICE_HOST", "_SERVICE_PORT"].iter().any(|part| name.contains(part))
-        || name.contains("_PORT")
+    name.contains("_SERVICE_HOST") || name.contains("_PORT")
 }
 
 impl From<&VolumeMount> for DescribedMount {
@@ -175,15 +164,9 @@ impl From<&VolumeMount> for DescribedMount {
 pub(super) async fn begin(directory: &Path) -> Result<PathBuf, EngineError> {
     let path = directory.to_owned();
     blocking(directory, move || {
-        let invalid = |problem: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
-        if !path.is_absolute() {
-            return invalid("it is not an absolute path");
-        }
-        if !fs::symlink_metadata(&path)?.is_dir() {
-            return invalid("it is not a directory");
-        }
+        private(&path)?;
         if fs::read_dir(&path)?.next().is_some() {
-            return invalid("it is not empty");
+            return Err(invalid("it is not empty"));
         }
         let machine = path.join(MACHINE);
         DirBuilder::new().mode(0o700).create(&machine)?;
@@ -196,15 +179,7 @@ pub(super) async fn begin(directory: &Path) -> Result<PathBuf, EngineError> {
 pub(super) async fn finish(directory: &Path, description: Description) -> Result<(), EngineError> {
     let path = directory.to_owned();
     blocking(directory, move || {
-        let body = Body {
-            sandbox: description.sandbox,
-            provider: description.provider,
-            agent_name: description.agent_name,
-            shape: ShapeField::from(&description.shape),
-            users: description.users,
-            containers: description.containers,
-        };
-        let body = serde_json::to_string(&body)?;
+        let body = serde_json::to_string(&description)?;
         let file = File1 { version: VERSION, sha256: digest(&body), body };
         let mut options = OpenOptions::new();
         let mut to = options.write(true).create_new(true).mode(0o600).open(path.join(POD))?;
@@ -237,12 +212,14 @@ pub(super) async fn clear(directory: &Path) {
 pub(super) async fn read(directory: &Path) -> Result<(Description, PathBuf), EngineError> {
     let path = directory.to_owned();
     blocking(directory, move || {
+        private(&path)?;
         let damaged = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
-        if !path.is_absolute() {
-            return Err(damaged("it is not an absolute path".to_owned()));
-        }
         let mut text = Vec::new();
-        let file = File::open(path.join(POD))
+        // Without NONBLOCK, a pipe in the file's place would hold us for ever.
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
+            .open(path.join(POD))
             .map_err(|error| damaged(format!("{POD} cannot be read ({error})")))?;
         if !file.metadata()?.is_file() {
             return Err(damaged(format!("{POD} is no file")));
@@ -256,18 +233,35 @@ pub(super) async fn read(directory: &Path) -> Result<(Description, PathBuf), Eng
         if digest(&file.body) != file.sha256 {
             return Err(damaged(format!("{POD} is damaged: its digest does not fit")));
         }
-        let body: Body = serde_json::from_str(&file.body).map_err(unreadable)?;
-        let description = Description {
-            sandbox: body.sandbox,
-            provider: body.provider,
-            agent_name: body.agent_name,
-            shape: body.shape.into(),
-            users: body.users,
-            containers: body.containers,
-        };
+        let description = serde_json::from_str(&file.body).map_err(unreadable)?;
         Ok((description, path.join(MACHINE)))
     })
     .await
+}
+
+/// Refuses a directory in which others could put their machine in the place of ours.
+fn private(path: &Path) -> io::Result<()> {
+    if !path.is_absolute() {
+        return Err(invalid("it is not an absolute path"));
+    }
+    let found = fs::symlink_metadata(path)?;
+    if !found.is_dir() {
+        return Err(invalid("it is not a directory"));
+    }
+    let ours = found.uid() == 0 || found.uid() == rustix::process::geteuid().as_raw();
+    if !ours || found.mode() & OTHERS_WRITE != 0 {
+        let problem = format!(
+            "others may write to it: it belongs to user {} with mode {:o}, and should be root's without write permission for group and others",
+            found.uid(),
+            found.mode() & 0o7777
+        );
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
+    }
+    Ok(())
+}
+
+fn invalid(problem: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, problem)
 }
 
 async fn blocking<T: Send + 'static>(
@@ -300,9 +294,15 @@ const VERSION: u32 = 1;
 const POD: &str = "pod.json";
 const MACHINE: &str = "machine";
 const POD_MAX: u64 = 16 << 20;
+const OTHERS_WRITE: u32 = 0o022;
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use infranetes_sdk::pod::MachineType;
+    use rustix::fs::{CWD, Mode, mkfifoat};
+
     use super::*;
     use crate::testing;
 
@@ -311,7 +311,8 @@ mod tests {
             sandbox: SandboxId::from_random([1; 32]),
             provider: "qemu".into(),
             agent_name: "a.agent".into(),
-            shape: MachineType { name: "m".into(), memory_bytes: 7, ..Default::default() },
+            shape: (&MachineType { name: "m".into(), memory_bytes: 7, ..Default::default() })
+                .into(),
             users: "None".into(),
             containers: vec![DescribedContainer {
                 id: ContainerId::from_random([2; 32]),
@@ -350,6 +351,36 @@ mod tests {
         clear(dir.path()).await;
         assert!(fs::read_dir(dir.path()).unwrap().next().is_none());
         assert_eq!(read(dir.path()).await.unwrap_err().kind(), FailureKind::Invalid);
+    }
+
+    #[tokio::test]
+    async fn what_others_could_have_put_there_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = |name: &str, mode| {
+            let path = dir.path().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        for (name, mode) in [("group", 0o770), ("all", 0o777), ("tmp", 0o1777)] {
+            let open = place(name, mode);
+            let error = begin(&open).await.unwrap_err();
+            assert_eq!(error.kind(), FailureKind::Denied, "{error}");
+            assert!(fs::read_dir(&open).unwrap().next().is_none());
+            assert_eq!(read(&open).await.unwrap_err().kind(), FailureKind::Denied);
+        }
+        let written = place("written", 0o755);
+        begin(&written).await.unwrap();
+        finish(&written, description()).await.unwrap();
+
+        let linked = place("linked", 0o755);
+        symlink(written.join(POD), linked.join(POD)).unwrap();
+        let piped = place("piped", 0o755);
+        mkfifoat(CWD, piped.join(POD), Mode::RWXU).unwrap();
+        symlink(&written, dir.path().join("link")).unwrap();
+        for path in [linked, piped, dir.path().join("link")] {
+            assert_eq!(read(&path).await.unwrap_err().kind(), FailureKind::Invalid, "{path:?}");
+        }
     }
 
     #[test]

@@ -139,7 +139,7 @@ impl Engine {
             machine,
             sandbox: description.sandbox,
             agent_name: description.agent_name,
-            shape: description.shape,
+            shape: description.shape.into(),
             containers: adopted.iter().map(|one| one.id.clone()).collect(),
             volumes,
             done: false,
