@@ -188,7 +188,6 @@ impl Pump {
     ) -> Result<Marking, PumpError> {
         let offset = match file {
             None => 0,
-            Some(file) if finished => file.finish().await.map_err(PumpError::File)?,
             Some(file) => file.flush().await.map_err(PumpError::File)?,
         };
         Ok(self.mark.write(&self.node, &self.id, LogMark { sequence, offset, finished }).await)

@@ -97,10 +97,6 @@ impl LogFile for DiskLog {
         })
         .await
     }
-
-    async fn finish(&mut self) -> io::Result<u64> {
-        self.flush().await
-    }
 }
 
 impl DiskLog {
@@ -200,7 +196,7 @@ mod tests {
 
         let mut log = DiskLogs.open(&path, Some(mark)).await.unwrap();
         log.append(chunk("o\nthree\n")).await.unwrap();
-        let length = log.finish().await.unwrap();
+        let length = log.flush().await.unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let expected = [line("F", "one"), line("P", "tw"), line("F", "o"), line("F", "three")];
         assert_eq!(text, expected.concat());
@@ -274,7 +270,7 @@ mod tests {
 
         let mut log = DiskLogs.open(&path, Some(mark)).await.unwrap();
         log.append(chunk("two\n")).await.unwrap();
-        log.finish().await.unwrap();
+        log.flush().await.unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text, line("F", "one") + &line("F", "two"));
     }

@@ -34,7 +34,4 @@ pub trait LogFile: Send {
     /// Hands all that was appended to the operating system, what waits for its end of line included (tag `P`), and
     /// answers the file's length. A later `open` from this offset continues without a gap or a repetition.
     async fn flush(&mut self) -> std::io::Result<u64>;
-
-    /// The output ended: as `flush`, then the file takes nothing more.
-    async fn finish(&mut self) -> std::io::Result<u64>;
 }

@@ -52,8 +52,4 @@ impl LogFile for SimLog {
     async fn flush(&mut self) -> io::Result<u64> {
         Ok(self.files.with(&self.path, |file| file.len() as u64))
     }
-
-    async fn finish(&mut self) -> io::Result<u64> {
-        self.flush().await
-    }
 }
