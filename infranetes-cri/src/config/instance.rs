@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use infranetes_loader::isolation::Isolation;
 use serde::Deserialize;
 
 use super::document::{Document, Table};
 use super::error::{ConfigError, Invalid};
+use super::resolve::duration;
 
 /// A provider instance, as its file has it.
 #[derive(Clone, PartialEq)]
@@ -23,6 +25,8 @@ pub struct ProviderInstance {
     pub worker_threads: u32,
     /// Which process the plugin runs in.
     pub isolation: Isolation,
+    /// How long the threads of a plugin in a process of its own may answer nothing before that process is killed and started again.
+    pub hang_timeout: Duration,
     /// What the plugin is told: its `[config]` table. May hold secrets, so `Debug` leaves it out.
     pub config: serde_json::Value,
     /// What `plugin check` needs to know: its `[check]` table. Means nothing to the daemon.
@@ -81,6 +85,7 @@ struct File {
     sha256: Option<String>,
     worker_threads: Option<u32>,
     isolation: Option<String>,
+    hang_timeout: Option<String>,
     #[serde(default)]
     config: toml::Table,
     #[serde(default)]
@@ -101,12 +106,14 @@ fn resolve(name: &str, file: File) -> Result<ProviderInstance, Invalid> {
     if !(1..=64).contains(&worker_threads) {
         return Err(Invalid::new(&["worker_threads"], "is not between 1 and 64"));
     }
+    let isolation = isolation(file.isolation.as_deref())?;
     Ok(ProviderInstance {
         name: name.to_owned(),
         plugin: file.plugin,
         sha256: file.sha256.map(sha256).transpose()?,
         worker_threads,
-        isolation: isolation(file.isolation.as_deref())?,
+        isolation,
+        hang_timeout: hang_timeout(file.hang_timeout, isolation)?,
         config: json_object(file.config, &["config".to_owned()])?,
         check: json_object(file.check, &["check".to_owned()])?,
     })
@@ -125,6 +132,17 @@ fn isolation(word: Option<&str>) -> Result<Isolation, Invalid> {
         Some("process") => Ok(Isolation::Process),
         Some(_) => Err(Invalid::new(&["isolation"], "has to be \"none\" or \"process\"")),
     }
+}
+
+/// Nobody can kill a thread of the daemon's own process: there the key would promise what is not done.
+fn hang_timeout(text: Option<String>, isolation: Isolation) -> Result<Duration, Invalid> {
+    if text.is_some() && isolation == Isolation::None {
+        let problem =
+            "means something with isolation = \"process\" alone: add that, or remove this";
+        return Err(Invalid::new(&["hang_timeout"], problem));
+    }
+    let allowed = Duration::from_secs(1)..=Duration::from_secs(3600);
+    duration(&["hang_timeout"], text, HANG_TIMEOUT, allowed)
 }
 
 fn sha256(text: String) -> Result<String, Invalid> {
@@ -167,6 +185,8 @@ fn json_object(table: toml::Table, path: &[String]) -> Result<serde_json::Value,
     Ok(serde_json::Value::Object(table.into_iter().map(entry).collect::<Result<_, _>>()?))
 }
 
+const HANG_TIMEOUT: &str = "60s";
+
 /// The keys of an instance's file, for the test that keeps the documentation complete.
 #[cfg(test)]
 pub(super) fn table() -> Table {
@@ -189,7 +209,7 @@ mod tests {
     fn an_instance_is_its_file() {
         let text = format!(
             "plugin = \"/usr/lib/p.so\"\nsha256 = \"{}\"\nworker_threads = 2\nisolation = \"process\"\n\
-             [config]\nzone = \"a\"\nsince = 2026-01-02\nn = 3\nlist = [1.5, true]\n[config.deep]\nx = 1\n",
+             hang_timeout = \"5m\"\n[config]\nzone = \"a\"\nsince = 2026-01-02\nn = 3\nlist = [1.5, true]\n[config.deep]\nx = 1\n",
             "0Af1".repeat(16)
         );
         let instance = read("cloud-1", &text).unwrap();
@@ -197,11 +217,14 @@ mod tests {
         assert_eq!(instance.sha256.as_deref().unwrap(), "0af1".repeat(16));
         assert_eq!(instance.worker_threads, 2);
         assert_eq!(instance.isolation, Isolation::Process);
+        assert_eq!(instance.hang_timeout, Duration::from_secs(300));
         assert_eq!(
             instance.config.to_string(),
             r#"{"deep":{"x":1},"list":[1.5,true],"n":3,"since":"2026-01-02","zone":"a"}"#
         );
         assert!(!format!("{instance:?}").contains("zone"), "the configuration may hold secrets");
+        let usual = read("cloud-1", "plugin = \"/p\"").unwrap();
+        assert_eq!(usual.hang_timeout, Duration::from_secs(60));
     }
 
     #[test]
@@ -228,6 +251,36 @@ mod tests {
                 "x",
                 "plugin = \"/p\"\nworker_threads = 0",
                 "/x.toml:2: worker_threads: is not between 1 and 64",
+            ),
+            (
+                "x",
+                "plugin = \"/p\"\nisolation = \"process\"\nhang_timeout = \"999ms\"",
+                "/x.toml:3: hang_timeout: \"999ms\" is not between 1s and 3600s",
+            ),
+            (
+                "x",
+                "plugin = \"/p\"\nisolation = \"process\"\nhang_timeout = \"2h\"",
+                "/x.toml:3: hang_timeout: \"2h\" is not between 1s and 3600s",
+            ),
+            (
+                "x",
+                "plugin = \"/p\"\nisolation = \"process\"\nhang_timeout = \"never\"",
+                "/x.toml:3: hang_timeout: \"never\" is no time; write it like \"500ms\", \"90s\", \"5m\" or \"24h\"",
+            ),
+            (
+                "x",
+                "plugin = \"/p\"\nisolation = \"process\"\nhang_timeout = 60",
+                "/x.toml:3: invalid type: integer `60`, expected a string",
+            ),
+            (
+                "x",
+                "plugin = \"/p\"\n\nhang_timeout = \"90s\"",
+                "/x.toml:3: hang_timeout: means something with isolation = \"process\" alone",
+            ),
+            (
+                "x",
+                "plugin = \"/p\"\nhang_timout = \"90s\"",
+                "/x.toml:2: unknown key \"hang_timout\" in the top level; did you mean \"hang_timeout\"?",
             ),
             (
                 "x",

@@ -84,8 +84,10 @@ async fn load_one(
         .with_isolation(instance.isolation)
         .with_log_level(log_level());
     spec.sha256 = instance.sha256;
-    let mut loader =
-        Loader::new().with_helper(helper()).with_trusted_keys(config.trusted_keys.clone());
+    let mut loader = Loader::new()
+        .with_helper(helper())
+        .with_hang_timeout(instance.hang_timeout)
+        .with_trusted_keys(config.trusted_keys.clone());
     if spec.isolation == Isolation::None && spec.sha256.is_none() && config.trusted_keys.is_empty()
     {
         // Nobody vouches for its bytes, and a damaged file can crash the process that opens it: not this one.

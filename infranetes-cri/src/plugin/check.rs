@@ -118,14 +118,15 @@ impl Check<'_> {
     async fn load(&self) -> Result<LoadedPlugin, LoadError> {
         let name = self.instance.map_or("check", |instance| instance.name.as_str());
         let mut spec = PluginSpec::new(name, &self.arguments.file).with_state_dir(self.state);
+        let mut loader = Loader::new().with_helper(helper());
         if let Some(instance) = self.instance {
             spec = spec
                 .with_config_json(instance.config.to_string())
                 .with_isolation(instance.isolation)
                 .with_worker_threads(instance.worker_threads);
             spec.sha256.clone_from(&instance.sha256);
+            loader = loader.with_hang_timeout(instance.hang_timeout);
         }
-        let mut loader = Loader::new().with_helper(helper());
         match std::env::current_exe() {
             Ok(program) => {
                 let arguments = ["plugin", "probe"].map(OsString::from);
