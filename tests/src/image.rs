@@ -1,6 +1,8 @@
 //! Small images made here, and the push that brings them to a registry.
 
+use std::fs;
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -62,24 +64,47 @@ impl TestImage {
     /// Pushes to `HOST/REPOSITORY:TAG` and returns the manifest's digest.
     pub async fn push(&self, host: &str, repository: &str, tag: &str) -> Result<String> {
         let push = Push::new(host, repository);
+        let manifest = self.write(async |blob: &[u8]| push.blob(blob).await).await?;
+        push.manifest(tag, manifest).await
+    }
+
+    /// Writes an OCI image layout into an empty directory.
+    pub async fn write_layout(&self, directory: &Path) -> Result<()> {
+        let blobs = directory.join("blobs/sha256");
+        fs::create_dir_all(&blobs)?;
+        let write = |blob: &[u8]| -> Result<String> {
+            let digest = digest(blob);
+            fs::write(blobs.join(digest.trim_start_matches("sha256:")), blob)?;
+            Ok(digest)
+        };
+        let manifest = self.write(async |blob: &[u8]| write(blob)).await?;
+        let index = serde_json::json!({
+            "schemaVersion": 2,
+            "manifests": [{ "mediaType": MANIFEST, "digest": write(&manifest)?, "size": manifest.len() }],
+        });
+        fs::write(directory.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+        Ok(fs::write(directory.join("index.json"), index.to_string())?)
+    }
+
+    /// Hands out layers and configuration, each of which gets a digest, and returns the manifest.
+    async fn write(&self, mut put: impl AsyncFnMut(&[u8]) -> Result<String>) -> Result<Vec<u8>> {
         let mut layers = Vec::new();
         for (_, blob) in &self.layers {
             layers.push(serde_json::json!({
                 "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
-                "digest": push.blob(blob).await?, "size": blob.len(),
+                "digest": put(blob).await?, "size": blob.len(),
             }));
         }
         let config = serde_json::to_vec(&serde_json::json!({
             "architecture": self.architecture, "os": "linux", "config": self.config,
             "rootfs": { "type": "layers", "diff_ids": self.layers.iter().map(|(id, _)| id).collect::<Vec<_>>() },
         }))?;
-        let manifest = serde_json::to_vec(&serde_json::json!({
+        Ok(serde_json::to_vec(&serde_json::json!({
             "schemaVersion": 2, "mediaType": MANIFEST,
             "config": { "mediaType": "application/vnd.oci.image.config.v1+json",
-                        "digest": push.blob(&config).await?, "size": config.len() },
+                        "digest": put(&config).await?, "size": config.len() },
             "layers": layers,
-        }))?;
-        push.manifest(tag, manifest).await
+        }))?)
     }
 }
 

@@ -5,20 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use infranetes_core::ids::SandboxId;
-use infranetes_core::session::AgentConnector;
-use infranetes_core::session::tls::{NodeCa, TlsConnector};
 use infranetes_cri::api::v1 as cri;
 use infranetes_loader::sha256_of;
 use infranetes_loader::signature::{SecretKey, Signature};
 use infranetes_tests::case::{self, Case};
 use infranetes_tests::client::{Client, container};
-use infranetes_tests::footprint::{Footprint, nothing_left, processes_with};
-use infranetes_tests::node::{Node, Programs};
+use infranetes_tests::footprint::processes_with;
+use infranetes_tests::node::Programs;
 use infranetes_tests::wait::until;
 use object::{Object, ObjectSection};
-use serde_json::json;
-use tokio::process::Command;
 
 #[tokio::test]
 async fn a_crash_of_a_plugin_in_its_own_process_leaves_the_daemon_and_its_pods() -> Result<()> {
@@ -61,38 +56,6 @@ async fn a_crash_of_a_plugin_in_its_own_process_leaves_the_daemon_and_its_pods()
         Ok(())
     })
     .await
-}
-
-#[tokio::test]
-async fn the_promises_of_machines_are_kept_in_either_process() -> Result<()> {
-    let _alone = case::alone().await;
-    let before = Footprint::take(&[]);
-    let invitation =
-        TlsConnector::new(NodeCa::generate()?).invite(&SandboxId::parse(&"a".repeat(64))?)?;
-    // TOML's basic strings are JSON's.
-    let user_data = json!(String::from_utf8(invitation.user_data)?);
-    let check = format!("[check.pod]\nhas_console_output = true\nuser_data = {user_data}\n");
-    for provider in ["fake", "process"] {
-        let node = Node::new(&Programs::from_env()?, provider, "registry.invalid")?;
-        let instance = node.path("providers.d").join(format!("{provider}.toml"));
-        let (plugin, config) = split_instance(&fs::read_to_string(&instance)?)?;
-        for isolation in ["none", "process"] {
-            fs::write(
-                &instance,
-                format!("{plugin}\nisolation = \"{isolation}\"\n{config}\n{check}"),
-            )?;
-            let file = node.programs().bin.join(format!("libinfranetes_provider_{provider}.so"));
-            let mut command = Command::new(node.programs().bin.join("infranetes-cri"));
-            command.args(["plugin", "check"]).arg(file).arg("--config").arg(&instance);
-            let output = tokio::time::timeout(CHECK_LIMIT, command.kill_on_drop(true).output());
-            let output = output.await.context("the check does not end")??;
-            let said = String::from_utf8_lossy(&output.stdout);
-            let errors = String::from_utf8_lossy(&output.stderr);
-            ensure!(output.status.success(), "{provider}, {isolation}:\n{said}\n{errors}");
-            ensure!(said.contains(" 0 broken"), "{said}");
-        }
-    }
-    nothing_left(&before, &[]).await
 }
 
 #[tokio::test]
@@ -297,5 +260,4 @@ fn kill(pid: u32) -> Result<()> {
     Ok(())
 }
 
-const CHECK_LIMIT: Duration = Duration::from_secs(300);
 const LIMIT: Duration = Duration::from_secs(60);
