@@ -12,6 +12,7 @@ mod images;
 mod logs;
 mod port_forward;
 mod rotation;
+mod shared;
 mod stats;
 mod usage;
 mod volumes;
@@ -29,11 +30,13 @@ use infranetes_agent_protocol::v1::{
     CreateContainerResponse, EndCheckpointRequest, EndCheckpointResponse, ExecRequest,
     ExecResponse, HelloRequest, HelloResponse, ImportLayersRequest, ImportLayersResponse, LogChunk,
     LogsRequest, MissingLayersRequest, MissingLayersResponse, PortForwardRequest,
-    PortForwardResponse, PutVolumesRequest, PutVolumesResponse, ReadVolumeRequest,
-    ReadVolumeResponse, RemoveContainerRequest, RemoveContainerResponse, ShutdownRequest,
-    ShutdownResponse, StartContainerRequest, StartContainerResponse, StatsRequest, StatsResponse,
-    StopContainerRequest, StopContainerResponse, UpdateContainerRequest, UpdateContainerResponse,
-    UsageRequest, UsageResponse, VolumesRequest, VolumesResponse, WatchRequest, WatchResponse,
+    PortForwardResponse, PutEntriesRequest, PutEntriesResponse, PutVolumesRequest,
+    PutVolumesResponse, ReadEntriesRequest, ReadEntriesResponse, ReadVolumeRequest,
+    ReadVolumeResponse, RemoveContainerRequest, RemoveContainerResponse, ScanVolumeRequest,
+    ScanVolumeResponse, ShutdownRequest, ShutdownResponse, StartContainerRequest,
+    StartContainerResponse, StatsRequest, StatsResponse, StopContainerRequest,
+    StopContainerResponse, UpdateContainerRequest, UpdateContainerResponse, UsageRequest,
+    UsageResponse, VolumesRequest, VolumesResponse, WatchRequest, WatchResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -224,6 +227,31 @@ impl Agent for Session {
         request: Request<ReadVolumeRequest>,
     ) -> Result<Response<Self::ReadVolumeStream>, Status> {
         volumes::read(self.machine()?, &request.into_inner()).map(Response::new)
+    }
+
+    type ScanVolumeStream = ResponseStream<ScanVolumeResponse>;
+
+    async fn scan_volume(
+        &self,
+        request: Request<ScanVolumeRequest>,
+    ) -> Result<Response<Self::ScanVolumeStream>, Status> {
+        shared::scan(self.machine()?, request.into_inner()).await.map(Response::new)
+    }
+
+    type ReadEntriesStream = ResponseStream<ReadEntriesResponse>;
+
+    async fn read_entries(
+        &self,
+        request: Request<ReadEntriesRequest>,
+    ) -> Result<Response<Self::ReadEntriesStream>, Status> {
+        shared::read(self.machine()?, request.into_inner()).map(Response::new)
+    }
+
+    async fn put_entries(
+        &self,
+        request: Request<Streaming<PutEntriesRequest>>,
+    ) -> Result<Response<PutEntriesResponse>, Status> {
+        shared::put(self.machine()?, request.into_inner()).await.map(Response::new)
     }
 
     async fn usage(

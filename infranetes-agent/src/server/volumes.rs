@@ -86,8 +86,8 @@ pub(super) fn status(error: &VolumeError) -> Status {
     let code = match error {
         VolumeError::None(_) | VolumeError::NoPart { .. } => Code::NotFound,
         VolumeError::NoFile(_) | VolumeError::Invalid(_) => Code::InvalidArgument,
-        VolumeError::OtherKind(_) => Code::FailedPrecondition,
-        VolumeError::TooMany => Code::ResourceExhausted,
+        VolumeError::OtherKind(_) | VolumeError::NotShared(_) => Code::FailedPrecondition,
+        VolumeError::TooMany | VolumeError::TooMuch(_) => Code::ResourceExhausted,
         VolumeError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::StorageFull => {
             Code::ResourceExhausted
         }
@@ -105,6 +105,7 @@ fn begin_of(begin: VolumeBegin) -> Result<Begin, Status> {
         VolumeKind::Tree => Kind::Tree,
         VolumeKind::File => Kind::File,
         VolumeKind::Empty => Kind::Empty { memory_bytes: begin.memory_bytes },
+        VolumeKind::Shared => Kind::Shared,
         VolumeKind::Unspecified => {
             return Err(Status::unimplemented("this agent does not know the kind of volume"));
         }
@@ -112,7 +113,7 @@ fn begin_of(begin: VolumeBegin) -> Result<Begin, Status> {
     Ok(Begin { id: begin.id, kind, revision: begin.revision })
 }
 
-fn entry_of(entry: VolumeEntry) -> Result<Entry, Status> {
+pub(super) fn entry_of(entry: VolumeEntry) -> Result<Entry, Status> {
     if entry.path.len() > PATH_BYTES_MAX || entry.target.len() > PATH_BYTES_MAX {
         return Err(Status::invalid_argument("a path of an entry is too long"));
     }
@@ -136,7 +137,7 @@ fn entry_of(entry: VolumeEntry) -> Result<Entry, Status> {
     })
 }
 
-const DATA_BYTES_MAX: usize = 256 * 1024;
+pub(super) const DATA_BYTES_MAX: usize = 256 * 1024;
 const READ_BYTES_MAX: u64 = 16 << 20;
 const REVISION_BYTES_MAX: usize = 256;
 const PATH_BYTES_MAX: usize = 4096;

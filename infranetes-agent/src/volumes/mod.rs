@@ -15,6 +15,7 @@
 mod content;
 mod merge;
 mod places;
+mod shared;
 mod staging;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,7 @@ use infranetes_sdk::container::Mount;
 
 pub(crate) use content::Content;
 use places::Places;
+pub(crate) use shared::{Found, Limits, Now, Put, Putting, SETTLED, Scan, Shared};
 pub(crate) use staging::{Begin, Entry, EntryKind, Staging};
 
 /// All volumes of the machine.
@@ -49,6 +51,8 @@ pub(crate) enum Kind {
     File,
     /// A directory that containers own, in memory of this size or, with 0, wherever the machine has room.
     Empty { memory_bytes: u64 },
+    /// A directory that containers and the node own together.
+    Shared,
 }
 
 struct Volume {
@@ -57,6 +61,8 @@ struct Volume {
     path: PathBuf,
     /// Of a file: SHA-256 of what the node delivered.
     digest: Vec<u8>,
+    /// Of a shared volume: what is known of its entries.
+    shared: Option<Shared>,
     /// When it was delivered, unless it was mounted since: a container that is on its way needs it.
     awaited: Option<Instant>,
 }
@@ -114,13 +120,25 @@ impl Volumes {
                 }
                 Vec::new()
             }
+            Kind::Shared => {
+                let owner = staging.root()?;
+                if !known {
+                    state.places.make_shared(&path, owner)?;
+                }
+                Vec::new()
+            }
             Kind::File => staging.place_file(&path)?,
             Kind::Tree => {
                 staging.place_tree(&path)?;
                 Vec::new()
             }
         };
-        let volume = Volume { kind, revision, path, digest, awaited: Some(Instant::now()) };
+        let known = state.volumes.remove(&id).and_then(|volume| volume.shared);
+        let shared = match kind {
+            Kind::Shared => known.or_else(|| Some(Shared::new(path.clone()))),
+            _ => None,
+        };
+        let volume = Volume { kind, revision, path, digest, shared, awaited: Some(Instant::now()) };
         state.volumes.insert(id, volume);
         Ok(())
     }
@@ -139,6 +157,24 @@ impl Volumes {
             Kind::File => Content::open(&volume.path, volume.digest.clone()),
             _ => Err(VolumeError::NoFile(id.to_owned())),
         }
+    }
+
+    /// A shared volume.
+    pub(crate) fn shared(&self, id: &str) -> Result<Shared, VolumeError> {
+        let state = self.lock();
+        let volume = state.volumes.get(id).ok_or_else(|| VolumeError::None(id.to_owned()))?;
+        volume.shared.clone().ok_or_else(|| VolumeError::NotShared(id.to_owned()))
+    }
+
+    /// Begins to change entries of a shared volume.
+    pub(crate) fn change(&self, id: &str) -> Result<Putting, VolumeError> {
+        let shared = self.shared(id)?;
+        let mut state = self.lock();
+        state.deliveries += 1;
+        let name = format!("{id}.{}", state.deliveries);
+        let staging = state.places.ram()?.join(name);
+        drop(state);
+        shared.begin(staging)
     }
 
     /// Turns mounts of volumes into mounts of the machine's paths, for one container. The same again gives the same.
@@ -282,6 +318,12 @@ pub(crate) enum VolumeError {
     /// It is no single file.
     #[error("the volume {0:?} is not a single file")]
     NoFile(String),
+    /// It is not shared with the node.
+    #[error("the volume {0:?} is not shared with the node")]
+    NotShared(String),
+    /// A shared volume has more in it than the node takes.
+    #[error("the volume has {0}")]
+    TooMuch(String),
     /// Too many volumes.
     #[error("a machine has at most {VOLUMES_MAX} volumes")]
     TooMany,

@@ -42,7 +42,7 @@ impl Places {
     /// The path of a volume.
     pub(super) fn of(&mut self, id: &str, kind: Kind) -> Result<PathBuf, VolumeError> {
         Ok(match kind {
-            Kind::Tree | Kind::File => self.ram()?.join(id),
+            Kind::Tree | Kind::File | Kind::Shared => self.ram()?.join(id),
             Kind::Empty { memory_bytes: 0 } => self.dir.join(EMPTY).join(id),
             Kind::Empty { .. } => self.dir.join(MEMORY).join(id),
         })
@@ -63,6 +63,16 @@ impl Places {
             let dir = openat(CWD, path, DIRECTORY, Mode::empty())?;
             Ownership::of(owner).give(dir.as_fd())?;
             Ok(())
+        };
+        made().map_err(VolumeError::io("make"))
+    }
+
+    /// Makes the directory of a shared volume, where delivered ones are.
+    pub(super) fn make_shared(&self, path: &Path, owner: &Entry) -> Result<(), VolumeError> {
+        let made = || -> io::Result<()> {
+            fs::create_dir(path)?;
+            let dir = openat(CWD, path, DIRECTORY, Mode::empty())?;
+            Ok(Ownership::of(owner).give(dir.as_fd())?)
         };
         made().map_err(VolumeError::io("make"))
     }

@@ -116,7 +116,7 @@ impl Staging {
             return Err(invalid("its first entry is not its root"));
         }
         match (self.begin.kind, &entry.kind) {
-            (Kind::Empty { .. }, EntryKind::Directory) => {}
+            (Kind::Empty { .. } | Kind::Shared, EntryKind::Directory) => {}
             (Kind::Tree, EntryKind::Directory) => {
                 let staged = || -> io::Result<OwnedFd> {
                     fs::DirBuilder::new().mode(0o700).create(&self.path)?;
@@ -255,7 +255,7 @@ fn beneath(dir: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
     openat2(dir, path, DIRECTORY, Mode::empty(), resolve)
 }
 
-fn times((tv_sec, nanos): (i64, u32)) -> Timestamps {
+pub(super) fn times((tv_sec, nanos): (i64, u32)) -> Timestamps {
     let time = Timespec { tv_sec, tv_nsec: nanos.into() };
     Timestamps { last_access: time, last_modification: time }
 }
