@@ -205,7 +205,11 @@ async fn run_suite(
     Ok(match suite {
         Suite::Pod => {
             let provider = plugin.pods().with_context(absent)?;
-            PodSuite::new(provider, subjects.pod.clone()).run_with(watch).await
+            let mut suite = PodSuite::new(provider, subjects.pod.clone());
+            if let Some(volumes) = plugin.volumes() {
+                suite = suite.with_volumes(volumes, subjects.volume.clone());
+            }
+            suite.run_with(watch).await
         }
         Suite::Container => {
             let provider = plugin.containers().with_context(absent)?;

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures::FutureExt;
 use infranetes_sdk::{CallContext, ErrorKind, ProviderError};
@@ -173,18 +173,7 @@ pub(crate) fn context(limits: &Limits) -> CallContext {
     CallContext::new(format!("conformance-{number}")).with_timeout(limits.call)
 }
 
-/// A name for this run that no other run has: `[a-z0-9]`.
-pub(crate) fn run_name() -> String {
-    static RUNS: AtomicU64 = AtomicU64::new(0);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-    let run = RUNS.fetch_add(1, Ordering::Relaxed);
-    format!("{:x}{:x}{run:x}", now & 0xff_ffff_ffff, std::process::id() & 0xffff)
-}
-
 const POLL_PAUSE: Duration = Duration::from_millis(50);
 
 /// How many callers ask for the same thing at once.
 pub(crate) const CALLERS: usize = 8;
-
-/// How long after a deadline an answer may still come.
-pub(crate) const DEADLINE_GRACE: Duration = Duration::from_millis(500);

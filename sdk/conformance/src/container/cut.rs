@@ -1,60 +1,56 @@
-//! Promises about calls that are cut off: whatever they had done, the same call again comes to the same end.
+//! Promises about calls that are cut off, by their caller or their deadline: whatever they had done, the same call again comes to
+//! the same end.
 
 use std::time::Duration;
 
-use infranetes_sdk::ErrorKind;
 use infranetes_sdk::container::{
-    AttachInput, AttachInputPart, ContainerState, CreateContainerRequest, StopContainerRequest,
+    AttachInput, AttachInputPart, ContainerState, CreateContainerRequest, KillContainerRequest,
+    ListContainersRequest, ListImagesRequest, MissingRequest, Resources, StatsRequest,
+    StopContainerRequest, UpdateContainerRequest, UsageRequest,
 };
-use infranetes_sdk::stream;
-use tokio::time::timeout;
+use infranetes_sdk::{ErrorKind, stream};
 
 use super::stage::{ENDLESS, Stage, reference};
-use crate::check::{DEADLINE_GRACE, Outcome, ensure, fails, honest, ok};
+use crate::check::{Outcome, ensure, fails, honest, ok};
+use crate::cut::Cut;
 
 pub(super) async fn cancelled_create(stage: &Stage) -> Outcome {
-    for patience in PATIENCE {
-        let request = stage.request(ENDLESS);
-        let create = stage.provider.create(stage.ctx(), request.clone());
-        // The answer, if it came, is thrown away, as a lost one would be.
-        let _ = timeout(patience, create).await;
-        comes_to_the_same_end(stage, request).await?;
-    }
-    Ok(())
+    create(stage, Cut::Cancelled).await
 }
 
 pub(super) async fn late_create(stage: &Stage) -> Outcome {
+    create(stage, Cut::Late).await
+}
+
+/// A container that may or may not be there: asking for it once more makes it, it runs, and it can be removed.
+async fn create(stage: &Stage, cut: Cut) -> Outcome {
     for patience in PATIENCE {
         let request = stage.request(ENDLESS);
-        let context = stage.ctx().with_timeout(patience);
-        let create = stage.provider.create(context, request.clone());
-        // A linked provider may leave its deadline to the caller, which then drops the call.
-        if let Ok(Err(error)) = timeout(patience + DEADLINE_GRACE, create).await {
-            ensure(error.kind == ErrorKind::DeadlineExceeded, || {
-                format!("past the deadline create answered {error:?}")
-            })?;
-        }
-        comes_to_the_same_end(stage, request).await?;
+        let create = |context| stage.provider.create(context, request.clone());
+        cut.off("create", stage.limits(), patience, create).await?;
+        let id = stage.run(request).await?;
+        let state = stage.status(&id).await?.state();
+        ensure(state == ContainerState::Running, || format!("it is {state:?}"))?;
+        gone(stage, &id).await?;
     }
     Ok(())
 }
 
-/// A container that may or may not be there: asking for it once more makes it, it runs, and it can be removed.
-async fn comes_to_the_same_end(stage: &Stage, request: CreateContainerRequest) -> Outcome {
-    let id = stage.run(request).await?;
-    let state = stage.status(&id).await?.state();
-    ensure(state == ContainerState::Running, || format!("it is {state:?}"))?;
-    stage.remove(&id).await?;
-    let status = stage.provider.status(stage.ctx(), reference(&id)).await;
-    fails("status", ErrorKind::NotFound, status)
+pub(super) async fn cancelled_start(stage: &Stage) -> Outcome {
+    start(stage, Cut::Cancelled).await
 }
 
-pub(super) async fn cancelled_start(stage: &Stage) -> Outcome {
+pub(super) async fn late_start(stage: &Stage) -> Outcome {
+    start(stage, Cut::Late).await
+}
+
+async fn start(stage: &Stage, cut: Cut) -> Outcome {
     for patience in PATIENCE {
-        let request = stage.request(ENDLESS);
+        let request: CreateContainerRequest = stage.request(ENDLESS);
         let id = request.id.clone();
         ok("create", stage.provider.create(stage.ctx(), request).await)?;
-        let _ = timeout(patience, stage.provider.start(stage.ctx(), reference(&id))).await;
+        let start = |context| stage.provider.start(context, reference(&id));
+        cut.off("start", stage.limits(), patience, start).await?;
         ok("start again", stage.provider.start(stage.ctx(), reference(&id)).await)?;
         let status = stage.status(&id).await?;
         let runs = status.state() == ContainerState::Running && status.pid > 0;
@@ -65,17 +61,81 @@ pub(super) async fn cancelled_start(stage: &Stage) -> Outcome {
 }
 
 pub(super) async fn cancelled_stop(stage: &Stage) -> Outcome {
+    stop(stage, Cut::Cancelled).await
+}
+
+pub(super) async fn late_stop(stage: &Stage) -> Outcome {
+    stop(stage, Cut::Late).await
+}
+
+async fn stop(stage: &Stage, cut: Cut) -> Outcome {
     let script = "trap '' TERM; while true; do sleep 1 & wait $!; done";
     let id = stage.run(stage.request(script)).await?;
     let stop = |grace_ms| StopContainerRequest { id: id.clone(), grace_ms, ..Default::default() };
-    let patient = stage.provider.stop(stage.ctx(), stop(60_000));
-    let _ = timeout(Duration::from_millis(300), patient).await;
+    let patient = |context| stage.provider.stop(context, stop(60_000));
+    cut.off("stop", stage.limits(), Duration::from_millis(300), patient).await?;
     // The second caller's grace counts for the second caller.
     let hurried = stage.provider.stop(stage.ctx(), stop(100));
     ok("stop again", hurried.await)?;
     let status = stage.status(&id).await?;
     ensure(status.state() == ContainerState::Exited, || format!("it is {status:?}"))?;
     stage.remove(&id).await
+}
+
+pub(super) async fn cancelled_remove(stage: &Stage) -> Outcome {
+    remove(stage, Cut::Cancelled).await
+}
+
+pub(super) async fn late_remove(stage: &Stage) -> Outcome {
+    remove(stage, Cut::Late).await
+}
+
+async fn remove(stage: &Stage, cut: Cut) -> Outcome {
+    for patience in PATIENCE {
+        let id = stage.run(stage.request(ENDLESS)).await?;
+        let remove = |context| stage.provider.remove(context, reference(&id));
+        cut.off("remove", stage.limits(), patience, remove).await?;
+        gone(stage, &id).await?;
+    }
+    Ok(())
+}
+
+/// What tells or changes little has a deadline, too, and does no harm by passing it.
+pub(super) async fn late_questions(stage: &Stage) -> Outcome {
+    let able = stage.capabilities().await?;
+    let id = stage.require_main().await?;
+    let (provider, limits) = (&stage.provider, stage.limits());
+    let image = Some(stage.subject.image.clone());
+    let resources = Some(Resources { pids_limit: 200, ..Resources::default() });
+    let signal = "SIGCONT".into();
+    let missing = MissingRequest { image };
+    let kill = KillContainerRequest { id: id.clone(), signal };
+    let update = UpdateContainerRequest { id: id.clone(), resources };
+    for patience in PATIENCE {
+        macro_rules! late {
+            ($able:expr, $method:ident, $request:expr) => {
+                if $able {
+                    let call = |context| provider.$method(context, $request);
+                    Cut::Late.off(stringify!($method), limits, patience, call).await?;
+                }
+            };
+        }
+        late!(able.import, missing, missing.clone());
+        late!(able.own_root, list_images, ListImagesRequest {});
+        late!(able.own_root, usage, UsageRequest {});
+        late!(true, status, reference(&id));
+        late!(true, list, ListContainersRequest {});
+        late!(able.stats, stats, StatsRequest { id: id.clone() });
+        late!(able.update, update, update.clone());
+        late!(true, kill, kill.clone());
+        late!(able.pause, pause, reference(&id));
+        late!(able.pause, resume, reference(&id));
+        if able.pause {
+            // Whatever became of those.
+            ok("resume", provider.resume(stage.ctx(), reference(&id)).await)?;
+        }
+    }
+    stage.require_main().await.map(drop)
 }
 
 /// Whether `attach` does what `describe` says of it.
@@ -88,6 +148,13 @@ pub(super) async fn attach_is_honest(stage: &Stage) -> Outcome {
     let _ = sender.send(Ok(AttachInput { input: start })).await;
     let opened = stage.provider.attach(stage.ctx(), input).await;
     honest("attach", able, opened.map(drop))
+}
+
+/// It can be removed, whatever was before, and then it is not there.
+async fn gone(stage: &Stage, id: &str) -> Outcome {
+    stage.remove(id).await?;
+    let status = stage.provider.status(stage.ctx(), reference(id)).await;
+    fails("status", ErrorKind::NotFound, status)
 }
 
 /// How long callers wait before they go away.

@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::join_all;
-use infranetes_sdk::container::{ExecInput, ExecInputPart, ExecOutputPart, ExecStart};
+use infranetes_sdk::container::{
+    ExecInput, ExecInputPart, ExecOutputPart, ExecStart, StatsRequest,
+};
 use infranetes_sdk::{ErrorKind, stream};
 
 use super::stage::Stage;
 use crate::check::{Outcome, Stop, ensure, eventually, fails, ok, require};
+use crate::cut::Cut;
 
 /// What a program did.
 #[derive(Debug, Default)]
@@ -89,13 +92,44 @@ pub(super) async fn dropped(stage: &Stage) -> Outcome {
     };
     let pid = String::from_utf8_lossy(&pid).trim().to_owned();
     drop(output);
-    eventually("the end of the program", stage.subject.limits.settle, || async {
+    eventually("the end of the program", stage.limits().settle, || async {
         match run(stage, &format!("kill -0 {pid}"), None).await {
             Ok(ran) if ran.code != Some(0) => Ok(()),
             other => Err(format!("kill -0 {pid} answers {other:?}")),
         }
     })
     .await
+}
+
+/// The deadline bounds the opening. What was opened before is dropped, which kills its program.
+pub(super) async fn late(stage: &Stage) -> Outcome {
+    require(stage.capabilities().await?.stats, "describe denies stats, which count processes")?;
+    let id = require_exec(stage).await?;
+    let before = processes(stage, &id).await?;
+    for patience in [0, 1, 5, 40] {
+        let start = ExecStart {
+            container_id: id.clone(),
+            args: stage.shell("echo $$; exec sleep 1000"),
+            ..ExecStart::default()
+        };
+        let (_stdin, input) = open_input(start).await;
+        let exec = |context| stage.provider.exec(context, input);
+        let patience = Duration::from_millis(patience);
+        Cut::Late.off("exec", stage.limits(), patience, exec).await?;
+    }
+    eventually("the end of the programs", stage.limits().settle, || async {
+        match processes(stage, &id).await {
+            Ok(now) if now <= before => Ok(()),
+            other => Err(format!("{before} processes were there, now {other:?}")),
+        }
+    })
+    .await
+}
+
+async fn processes(stage: &Stage, id: &str) -> Outcome<u64> {
+    let request = StatsRequest { id: id.to_owned() };
+    let stats = ok("stats", stage.provider.stats(stage.ctx(), request).await)?.stats;
+    Ok(stats.iter().map(|stats| stats.processes).sum())
 }
 
 pub(super) async fn concurrent(stage: &Stage) -> Outcome {

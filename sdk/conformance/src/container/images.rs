@@ -155,7 +155,7 @@ async fn import_one(
         Ok(done)
     };
     let both = async { futures::join!(feed, read).1 };
-    tokio::time::timeout(stage.subject.limits.call, both)
+    tokio::time::timeout(stage.limits().call, both)
         .await
         .unwrap_or_else(|_| Err(ProviderError::deadline_exceeded("the import does not end")))
 }

@@ -145,7 +145,7 @@ async fn wait_for_trap(stage: &Stage, id: &str) -> Outcome {
         tokio::time::sleep(TRAP_PAUSE).await;
         return Ok(());
     }
-    eventually("the shell's child", stage.subject.limits.start, || async {
+    eventually("the shell's child", stage.limits().start, || async {
         let stats = stage.provider.stats(stage.ctx(), StatsRequest { id: id.into() }).await;
         match stats {
             Ok(stats) if stats.stats.iter().any(|stats| stats.processes >= 2) => Ok(()),

@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::StreamExt;
 use infranetes_sdk::container::{
@@ -13,22 +12,26 @@ use infranetes_sdk::container::{
 use infranetes_sdk::{CallContext, ContainerProvider, stream};
 
 use super::ContainerSubject;
-use crate::check::{Outcome, Stop, context, eventually, ok, require, run_name};
+use crate::check::{Limits, Outcome, Stop, context, eventually, ok, require};
+use crate::run::Run;
 
 pub(super) struct Stage {
     pub(super) provider: Arc<dyn ContainerProvider>,
     pub(super) subject: ContainerSubject,
-    run: String,
-    requests: AtomicUsize,
+    run: Run,
 }
 
 impl Stage {
     pub(super) fn new(provider: Arc<dyn ContainerProvider>, subject: ContainerSubject) -> Self {
-        Self { provider, subject, run: run_name(), requests: AtomicUsize::new(0) }
+        Self { provider, subject, run: Run::new() }
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.subject.limits
     }
 
     pub(super) fn ctx(&self) -> CallContext {
-        context(&self.subject.limits)
+        context(self.limits())
     }
 
     pub(super) async fn capabilities(&self) -> Outcome<ContainerCapabilities> {
@@ -37,15 +40,14 @@ impl Stage {
 
     /// The container that runs while checks use it.
     pub(super) fn main_id(&self) -> String {
-        format!("conformance-{}-main", self.run)
+        format!("{}main", self.run.prefix())
     }
 
     /// A container that runs a shell script, with an id of its own.
     pub(super) fn request(&self, script: &str) -> CreateContainerRequest {
-        let number = self.requests.fetch_add(1, Ordering::Relaxed);
         let path = EnvVar { name: "PATH".into(), value: self.subject.path.clone().into() };
         CreateContainerRequest {
-            id: format!("conformance-{}-{number}", self.run),
+            id: self.run.label().name,
             image: Some(self.subject.image.clone()),
             process: Some(Process {
                 args: self.shell(script),
@@ -87,7 +89,7 @@ impl Stage {
     }
 
     pub(super) async fn wait_for_exit(&self, id: &str) -> Outcome<ContainerStatus> {
-        eventually("an exited container", self.subject.limits.start, || async {
+        eventually("an exited container", self.limits().start, || async {
             match self.provider.status(self.ctx(), reference(id)).await {
                 Ok(status) if status.state() == ContainerState::Exited => Ok(status),
                 other => Err(format!("status answers {other:?}")),
@@ -104,7 +106,7 @@ impl Stage {
     pub(super) async fn list(&self) -> Outcome<Vec<ContainerStatus>> {
         let listed = self.provider.list(self.ctx(), ListContainersRequest {}).await;
         let mut containers = ok("list", listed)?.containers;
-        let prefix = format!("conformance-{}-", self.run);
+        let prefix = self.run.prefix();
         containers.retain(|container| container.id.starts_with(&prefix));
         Ok(containers)
     }
@@ -143,7 +145,7 @@ impl Stage {
         what: &str,
         work: impl Future<Output = Outcome<T>>,
     ) -> Outcome<T> {
-        let limit = self.subject.limits.call;
+        let limit = self.limits().call;
         tokio::time::timeout(limit, work)
             .await
             .unwrap_or_else(|_| Err(Stop::Broken(format!("{what}: not within {limit:?}"))))

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use infranetes_sdk::pod::{
-    AddressesRequest, AttachRequest, CheckpointRequest, ConsoleRequest, GetRequest, MachineState,
+    AddressesRequest, AttachRequest, CheckpointRequest, ConsoleRequest, MachineState,
     ResizeRequest, StartMachineRequest, StopMachineRequest,
 };
 use infranetes_sdk::{BoxStream, ErrorKind};
 
-use super::stage::Stage;
+use super::stage::{Machines, Stage};
 use crate::check::{Outcome, Stop, ensure, eventually, fails, honest, ok, require};
+use crate::stock::{Stock, lists};
 
 pub(super) async fn create(stage: &Stage) -> Outcome {
     let request = stage.request().await?;
@@ -26,22 +27,11 @@ pub(super) async fn create(stage: &Stage) -> Outcome {
     ensure(!tags || machine.tags == request.tags, || format!("its tags are {:?}", machine.tags))
 }
 
-pub(super) async fn same_token(stage: &Stage) -> Outcome {
-    let (request, machine) = stage.main()?;
-    let again = stage.create(&request).await?;
-    ensure(again.id == machine.id, || format!("{} and {} were made", machine.id, again.id))?;
-    stage.wait_for_count(&request.tags, 1..=1).await.map(drop)
-}
-
 pub(super) async fn other_shape(stage: &Stage) -> Outcome {
     let (mut request, _) = stage.main()?;
     request.name = format!("{}-other", request.name);
     request.user_data.extend(b"-other");
-    let created = stage.provider.create(stage.ctx(), request).await;
-    if let Ok(machine) = &created {
-        stage.remember(&machine.id);
-    }
-    fails("create", ErrorKind::Conflict, created)
+    fails("create", ErrorKind::Conflict, stage.try_create(&request).await)
 }
 
 pub(super) async fn runs(stage: &Stage) -> Outcome {
@@ -55,23 +45,17 @@ pub(super) async fn runs(stage: &Stage) -> Outcome {
 
 pub(super) async fn listed(stage: &Stage) -> Outcome {
     require(stage.capabilities().await?.tags, "describe denies tags")?;
-    let (request, machine) = stage.main()?;
-    for tags in [stage.run_tags(), request.tags.clone()] {
-        let found = stage.wait_for_count(&tags, 1..=1).await?;
-        ensure(found[0].id == machine.id, || format!("list by {tags:?} shows {}", found[0].id))?;
-    }
-    for (key, value) in [("conformance-run", "another"), ("no-such-tag", "")] {
-        let mut tags = request.tags.clone();
-        tags.insert(key.into(), value.into());
-        let found = stage.list(&tags, 0).await?;
-        ensure(found.is_empty(), || format!("list by {key}={value:?} shows {}", found.len()))?;
-    }
-    Ok(())
+    lists::by_tags(stage).await
+}
+
+pub(super) async fn pages(stage: &Stage) -> Outcome {
+    require(stage.capabilities().await?.tags, "describe denies tags")?;
+    lists::pages(stage, stage.subject.machines_max.max(2)).await
 }
 
 pub(super) async fn addresses(stage: &Stage) -> Outcome {
     let (_, machine) = stage.main()?;
-    let addresses = eventually("its agent's address", stage.subject.limits.start, || async {
+    let addresses = eventually("its agent's address", stage.limits().start, || async {
         let request = AddressesRequest { id: machine.id.clone() };
         match stage.provider.addresses(stage.ctx(), request).await {
             Ok(found) if stage.subject.has_agent && found.agent.is_empty() => Err("empty".into()),
@@ -94,7 +78,7 @@ pub(super) async fn console_replay(stage: &Stage) -> Outcome {
     let replay =
         |replay_bytes| ConsoleRequest { id: machine.id.clone(), replay_bytes, follow: false };
     if stage.subject.has_console_output {
-        eventually("output on the console", stage.subject.limits.start, || async {
+        eventually("output on the console", stage.limits().start, || async {
             let opened = stage.provider.console(stage.ctx(), replay(4096)).await;
             match read_all(stage, opened).await {
                 Ok(0) => Err("it is empty".into()),
@@ -124,7 +108,7 @@ async fn read_all(
         }
         Ok(())
     };
-    tokio::time::timeout(stage.subject.limits.call, read)
+    tokio::time::timeout(stage.limits().call, read)
         .await
         .map_err(|_| Stop::Broken("a replay without follow does not end".into()))??;
     Ok(bytes)
@@ -214,16 +198,21 @@ pub(super) async fn start(stage: &Stage) -> Outcome {
 
 pub(super) async fn destroy(stage: &Stage) -> Outcome {
     let (_, machine) = stage.main()?;
-    stage.destroy(&machine.id).await?;
+    stage.delete(&machine.id).await?;
     stage.wait_until_gone(&machine.id).await?;
-    let get = stage.provider.get(stage.ctx(), GetRequest { id: machine.id.clone() }).await;
-    fails("get", ErrorKind::NotFound, get)?;
-    stage.wait_until_swept().await
+    fails("get", ErrorKind::NotFound, stage.try_get(&machine.id).await)?;
+    Machines::swept(stage).await
 }
 
 pub(super) async fn destroy_again(stage: &Stage) -> Outcome {
     let (_, machine) = stage.main()?;
-    stage.destroy(&machine.id).await
+    stage.delete(&machine.id).await
+}
+
+pub(super) async fn destroy_creating(stage: &Stage) -> Outcome {
+    let machine = stage.create(&stage.request().await?).await?;
+    stage.delete(&machine.id).await?;
+    stage.wait_until_gone(&machine.id).await
 }
 
 /// How long a reader of a silent console is watched.

@@ -3,7 +3,7 @@
 use infranetes_sdk::ErrorKind;
 use infranetes_sdk::pod::{
     AddressMode, AddressesRequest, ConsoleRequest, CreateRequest, DescribePodRequest,
-    EventsRequest, GetRequest, ListRequest, Network, PlanRequest, QuotaRequest, StopMachineRequest,
+    EventsRequest, GetRequest, Network, PlanRequest, QuotaRequest, StopMachineRequest,
     SweepRequest,
 };
 
@@ -78,13 +78,7 @@ pub(super) async fn unknown_ids(stage: &Stage) -> Outcome {
 }
 
 pub(super) async fn destroy_unknown(stage: &Stage) -> Outcome {
-    stage.destroy(UNKNOWN).await
-}
-
-pub(super) async fn unknown_page(stage: &Stage) -> Outcome {
-    let page_token = String::from("no-such-page");
-    let request = ListRequest { tags: stage.run_tags(), page_token, page_size: 1 };
-    fails("list", ErrorKind::Invalid, stage.provider.list(stage.ctx(), request).await)
+    stage.delete(UNKNOWN).await
 }
 
 pub(super) async fn capabilities(stage: &Stage) -> Outcome {
@@ -109,14 +103,8 @@ pub(super) async fn no_checkpoint(stage: &Stage) -> Outcome {
     require(able, "describe denies checkpoint")?;
     let mut request = stage.request().await?;
     request.checkpoint = "/no/such/checkpoint".into();
-    let tags = request.tags.clone();
-    let created = stage.provider.create(stage.ctx(), request).await;
-    if let Ok(machine) = &created {
-        stage.remember(&machine.id);
-    }
-    fails("create with a checkpoint that is not there", ErrorKind::Invalid, created)?;
-    let machines = stage.list(&tags, 0).await?;
-    ensure(machines.is_empty(), || "the checkpoint that is not there left a machine".into())
+    let what = "create with a checkpoint that is not there";
+    refused(stage, what, ErrorKind::Invalid, request).await
 }
 
 pub(super) async fn unknown_type(stage: &Stage) -> Outcome {
@@ -141,13 +129,8 @@ pub(super) async fn address_modes(stage: &Stage) -> Outcome {
 
 /// The wish is refused as `kind`, and nothing of it exists afterwards.
 async fn refused(stage: &Stage, what: &str, kind: ErrorKind, request: CreateRequest) -> Outcome {
-    let tags = request.tags.clone();
-    let created = stage.provider.create(stage.ctx(), request).await;
-    if let Ok(machine) = &created {
-        stage.remember(&machine.id);
-    }
-    fails(what, kind, created)?;
-    let machines = stage.list(&tags, 0).await?;
+    fails(what, kind, stage.try_create(&request).await)?;
+    let machines = stage.list(&request.tags, 0).await?;
     ensure(machines.is_empty(), || format!("{what} left a machine"))
 }
 

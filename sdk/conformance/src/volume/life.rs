@@ -3,12 +3,13 @@
 use infranetes_sdk::ErrorKind;
 use infranetes_sdk::volume::{CreateVolumeRequest, ExpandVolumeRequest, SnapshotRequest};
 
-use super::stage::{Stage, reference};
+use super::stage::Stage;
 use crate::check::{Outcome, ensure, fails, honest, ok, require};
+use crate::stock::lists;
 
 pub(super) async fn create(stage: &Stage) -> Outcome {
-    let request = stage.request();
-    let volume = stage.available(&request).await?;
+    let request = stage.request().await?;
+    let volume = stage.make(&request).await?;
     stage.set_main(request.clone(), volume.clone());
     ensure(volume.name == request.name, || format!("its name is {:?}", volume.name))?;
     ensure(volume.tags == request.tags, || format!("its tags are {:?}", volume.tags))?;
@@ -21,37 +22,21 @@ pub(super) async fn create(stage: &Stage) -> Outcome {
     ensure(size.is_multiple_of(granule), || format!("{size} is no multiple of {granule} bytes"))
 }
 
-pub(super) async fn same_token(stage: &Stage) -> Outcome {
-    let (request, volume) = stage.main()?;
-    let again = stage.create(&request).await?;
-    ensure(again.id == volume.id, || format!("{} and {} were made", volume.id, again.id))?;
-    stage.wait_for_count(&request.tags, 1..=1).await.map(drop)
-}
-
 pub(super) async fn other_shape(stage: &Stage) -> Outcome {
     let (request, _) = stage.main()?;
     let larger = CreateVolumeRequest { size_bytes: request.size_bytes * 2, ..request };
-    let created = stage.provider.create(stage.ctx(), larger).await;
-    if let Ok(volume) = &created {
-        stage.remember(&volume.id);
-    }
-    fails("create", ErrorKind::Conflict, created)
+    fails("create", ErrorKind::Conflict, stage.try_create(&larger).await)
 }
 
 pub(super) async fn listed(stage: &Stage) -> Outcome {
-    let (request, volume) = stage.main()?;
-    for tags in [stage.run_tags(), request.tags.clone()] {
-        let found = stage.wait_for_count(&tags, 1..=1).await?;
-        ensure(found[0].id == volume.id, || format!("list by {tags:?} shows {}", found[0].id))?;
-        ensure(found[0].tags == request.tags, || format!("its tags are {:?}", found[0].tags))?;
-    }
-    for (key, value) in [("conformance-run", "another"), ("no-such-tag", "")] {
-        let mut tags = request.tags.clone();
-        tags.insert(key.into(), value.into());
-        let found = stage.list(&tags, 0).await?;
-        ensure(found.is_empty(), || format!("list by {key}={value:?} shows {}", found.len()))?;
-    }
-    Ok(())
+    lists::by_tags(stage).await?;
+    let (request, _) = stage.main()?;
+    let found = stage.wait_for_count(&request, 1..=1).await?;
+    ensure(found[0].tags == request.tags, || format!("its tags are {:?}", found[0].tags))
+}
+
+pub(super) async fn pages(stage: &Stage) -> Outcome {
+    lists::pages(stage, PAGED).await
 }
 
 pub(super) async fn capabilities(stage: &Stage) -> Outcome {
@@ -78,14 +63,14 @@ pub(super) async fn expand(stage: &Stage) -> Outcome {
         let volume = ok(what, stage.provider.expand(stage.ctx(), request).await)?;
         ensure(volume.size_bytes >= larger, || format!("after {what}: {volume:?}"))?;
     }
-    let got = ok("get", stage.provider.get(stage.ctx(), reference(&volume.id)).await)?;
+    let got = stage.get(&volume.id).await?;
     ensure(got.size_bytes >= larger, || format!("get answers {got:?}"))
 }
 
 pub(super) async fn snapshot(stage: &Stage) -> Outcome {
     require(stage.capabilities().await?.snapshot, "describe denies snapshots")?;
     let (_, volume) = stage.main()?;
-    let got = ok("get", stage.provider.get(stage.ctx(), reference(&volume.id)).await)?;
+    let got = stage.get(&volume.id).await?;
     let request = snapshot_request(stage, &volume.id);
     let first = ok("snapshot", stage.provider.snapshot(stage.ctx(), request.clone()).await)?;
     let second = ok("snapshot again", stage.provider.snapshot(stage.ctx(), request).await)?;
@@ -99,10 +84,10 @@ pub(super) async fn restore(stage: &Stage) -> Outcome {
     let (_, volume) = stage.main()?;
     let request = snapshot_request(stage, &volume.id);
     let snapshot = ok("snapshot", stage.provider.snapshot(stage.ctx(), request).await)?;
-    let wish = stage.request();
+    let wish = stage.request().await?;
     let size_bytes = wish.size_bytes.max(snapshot.size_bytes);
     let wish = CreateVolumeRequest { snapshot_id: snapshot.id, size_bytes, ..wish };
-    let restored = stage.available(&wish).await?;
+    let restored = stage.make(&wish).await?;
     ensure(restored.size_bytes >= size_bytes, || format!("{restored:?} is too small"))?;
     stage.delete(&restored.id).await
 }
@@ -119,3 +104,6 @@ fn snapshot_request(stage: &Stage, volume: &str) -> SnapshotRequest {
     let token = format!("{volume}-snapshot");
     SnapshotRequest { volume_id: volume.to_owned(), token, tags: stage.run_tags() }
 }
+
+/// How many volumes are spread over pages.
+const PAGED: usize = 3;

@@ -1,11 +1,9 @@
 //! Promises that need no volume: capabilities, unknown ids, wrong wishes.
 
 use infranetes_sdk::ErrorKind;
-use infranetes_sdk::volume::{
-    CreateVolumeRequest, ExpandVolumeRequest, ListVolumesRequest, SnapshotRequest,
-};
+use infranetes_sdk::volume::{CreateVolumeRequest, ExpandVolumeRequest, SnapshotRequest};
 
-use super::stage::{Stage, reference};
+use super::stage::Stage;
 use crate::check::{Outcome, ensure, fails};
 
 pub(super) async fn describe_is_constant(stage: &Stage) -> Outcome {
@@ -15,7 +13,7 @@ pub(super) async fn describe_is_constant(stage: &Stage) -> Outcome {
 
 pub(super) async fn unknown_ids(stage: &Stage) -> Outcome {
     let (provider, id) = (&stage.provider, String::from(UNKNOWN));
-    fails("get", ErrorKind::NotFound, provider.get(stage.ctx(), reference(UNKNOWN)).await)?;
+    fails("get", ErrorKind::NotFound, stage.try_get(UNKNOWN).await)?;
     let able = stage.capabilities().await?;
     if able.expand {
         let size_bytes = stage.subject.size_bytes;
@@ -34,14 +32,8 @@ pub(super) async fn delete_unknown(stage: &Stage) -> Outcome {
     stage.delete(UNKNOWN).await
 }
 
-pub(super) async fn unknown_page(stage: &Stage) -> Outcome {
-    let page_token = String::from("no-such-page");
-    let request = ListVolumesRequest { tags: stage.run_tags(), page_token, page_size: 1 };
-    fails("list", ErrorKind::Invalid, stage.provider.list(stage.ctx(), request).await)
-}
-
 pub(super) async fn impossible(stage: &Stage) -> Outcome {
-    let wish = stage.request();
+    let wish = stage.request().await?;
     let wishes = [
         ("an endless size", CreateVolumeRequest { size_bytes: u64::MAX / 2, ..wish.clone() }),
         ("an unknown type", CreateVolumeRequest { r#type: "no-such-type".into(), ..wish.clone() }),
@@ -52,10 +44,7 @@ pub(super) async fn impossible(stage: &Stage) -> Outcome {
         ),
     ];
     for (what, request) in wishes {
-        let created = stage.provider.create(stage.ctx(), request).await;
-        if let Ok(volume) = &created {
-            stage.remember(&volume.id);
-        }
+        let created = stage.try_create(&request).await;
         fails(&format!("create with {what}"), ErrorKind::Invalid, created)?;
     }
     let volumes = stage.list(&wish.tags, 0).await?;

@@ -61,6 +61,7 @@ pub(crate) enum Lie {
     GrantsAttach,
     CreatesOnce,
     StartsHalf,
+    LateIsInternal,
     Panics,
 }
 
@@ -124,6 +125,15 @@ impl Liar {
         match self.tells(Lie::WrongKindForUnknownId) {
             true => ProviderError::invalid(message),
             false => ProviderError::not_found(message),
+        }
+    }
+
+    /// A caller without patience gets an answer that says something else.
+    fn look_at_the_clock(&self, context: &CallContext) -> Result<()> {
+        let hurried = context.remaining().is_some_and(|left| left < Duration::from_secs(1));
+        match hurried && self.tells(Lie::LateIsInternal) {
+            true => Err(ProviderError::internal("that took too long")),
+            false => Ok(()),
         }
     }
 
@@ -194,7 +204,7 @@ impl Liar {
             ("SIGTERM" | "TERM" | "15" | "", End::Endless(Some(code))) => {
                 self.finish(id, code, "Error");
             }
-            ("SIGTERM" | "TERM" | "15" | "", _) => {}
+            ("SIGTERM" | "TERM" | "15" | "" | "SIGCONT", _) => {}
             _ if self.tells(Lie::TakesAnySignal) => {}
             _ => return Err(ProviderError::invalid(format!("{signal:?} is no signal"))),
         }
@@ -322,7 +332,8 @@ impl ContainerProvider for Liar {
         Ok(UsageResponse { used_bytes, ..UsageResponse::default() })
     }
 
-    async fn create(&self, _: CallContext, request: CreateContainerRequest) -> Result<Empty> {
+    async fn create(&self, ctx: CallContext, request: CreateContainerRequest) -> Result<Empty> {
+        self.look_at_the_clock(&ctx)?;
         // A place at which a caller may go away, before anything happened and after all did.
         sleep(Duration::from_millis(3)).await;
         self.make(request)?;
@@ -330,7 +341,8 @@ impl ContainerProvider for Liar {
         Ok(Empty {})
     }
 
-    async fn start(&self, _: CallContext, request: ContainerRef) -> Result<Empty> {
+    async fn start(&self, ctx: CallContext, request: ContainerRef) -> Result<Empty> {
+        self.look_at_the_clock(&ctx)?;
         let id = request.id;
         let program = {
             let mut state = self.lock();
@@ -369,7 +381,8 @@ impl ContainerProvider for Liar {
         Ok(Empty {})
     }
 
-    async fn stop(&self, _: CallContext, request: StopContainerRequest) -> Result<Empty> {
+    async fn stop(&self, ctx: CallContext, request: StopContainerRequest) -> Result<Empty> {
+        self.look_at_the_clock(&ctx)?;
         let signal = if self.tells(Lie::KillsAtOnce) { "SIGKILL" } else { &request.signal };
         self.signal(&request.id, signal)?;
         let grace = Duration::from_millis(request.grace_ms);
@@ -385,7 +398,8 @@ impl ContainerProvider for Liar {
         Ok(Empty {})
     }
 
-    async fn remove(&self, _: CallContext, request: ContainerRef) -> Result<Empty> {
+    async fn remove(&self, ctx: CallContext, request: ContainerRef) -> Result<Empty> {
+        self.look_at_the_clock(&ctx)?;
         if self.tells(Lie::RemoveDoesNothing) {
             return Ok(Empty {});
         }
@@ -419,7 +433,8 @@ impl ContainerProvider for Liar {
         }
     }
 
-    async fn status(&self, _: CallContext, request: ContainerRef) -> Result<ContainerStatus> {
+    async fn status(&self, ctx: CallContext, request: ContainerRef) -> Result<ContainerStatus> {
+        self.look_at_the_clock(&ctx)?;
         let found = self.lock().containers.get(&request.id).map(|it| it.status.clone());
         found.ok_or_else(|| self.none(&request.id))
     }
@@ -447,7 +462,9 @@ impl ContainerProvider for Liar {
         let runs = |it: &&Container| it.status.state() == ContainerState::Running;
         let running = state.containers.values().filter(runs).filter(|it| asked(&it.status.id));
         let panics = self.tells(Lie::Panics);
-        let processes = if self.tells(Lie::HasNoCounters) { 0 } else { 2 };
+        // A shell and its child, and what exec runs.
+        let alive = 2 + state.alive.len() as u64;
+        let processes = if self.tells(Lie::HasNoCounters) { 0 } else { alive };
         let stats: Vec<_> = running
             .map(|it| ContainerStats {
                 id: it.status.id.clone(),
@@ -479,9 +496,10 @@ impl ContainerProvider for Liar {
 
     async fn exec(
         &self,
-        _: CallContext,
+        ctx: CallContext,
         input: BoxStream<ExecInput>,
     ) -> Result<BoxStream<ExecOutput>> {
+        self.look_at_the_clock(&ctx)?;
         self.exec_stream(input).await
     }
 
