@@ -1,11 +1,12 @@
-//! `cargo xtask skew`: plugins of other compilers, profiles, dependencies and ABI minors run in this host. What the ABI promises,
-//! tried with what is installed.
+//! `cargo xtask skew`: plugins of other compilers, profiles, dependencies and ABI minors run in this host, and the boundary runs under
+//! Miri. What the ABI promises, tried with what is installed.
 //!
 //! Each row builds the loader's fixtures as an author would, in a crate outside of this workspace, and runs the loader's own tests of
 //! calls, streams, panics and cancellation with them. A toolchain that rustup does not have is skipped, and said so: no
 //! toolchain is downloaded. Old versions of dependencies come from the registry.
 
 mod fixtures;
+mod miri;
 mod newer;
 mod toolchain;
 
@@ -41,14 +42,19 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let mut table = Table::default();
     for row in rows(workspace, options).into_iter().filter(|row| wanted(row.name)) {
         if !row.toolchain.is_installed()? {
-            println!("{}: skipped, {} is not installed", row.name, row.toolchain);
-            table.skipped.push(row.name);
+            table.skip(row.name, &format!("{} is not installed", row.toolchain));
             continue;
         }
         table.note(row.name, row.try_out(workspace));
     }
     if wanted(newer::NAME) {
         table.note(newer::NAME, newer::try_out(workspace));
+    }
+    if wanted(miri::NAME) {
+        match miri::missing(&nightly())? {
+            Some(why) => table.skip(miri::NAME, &why),
+            None => table.note(miri::NAME, miri::try_out(workspace, &nightly())),
+        }
     }
     table.conclude()
 }
@@ -62,6 +68,11 @@ struct Table {
 }
 
 impl Table {
+    fn skip(&mut self, name: &'static str, why: &str) {
+        println!("{name}: skipped, {why}");
+        self.skipped.push(name);
+    }
+
     fn note(&mut self, name: &'static str, outcome: Result<String>) {
         match outcome {
             Ok(what) => {
@@ -121,9 +132,12 @@ fn run_host_tests(workspace: &Workspace, built: &Built) -> Result<()> {
         .quietly()
 }
 
+fn nightly() -> Toolchain {
+    Toolchain::Rustup("nightly".into())
+}
+
 fn rows(workspace: &Workspace, options: &Options) -> Vec<Row> {
     let plain = |name, toolchain| Row { name, toolchain, flags: "", release: false, versions: &[] };
-    let nightly = || Toolchain::Rustup("nightly".into());
     let mut rows = vec![
         plain("debug", Toolchain::Ours),
         Row { release: true, ..plain("release", Toolchain::Ours) },
