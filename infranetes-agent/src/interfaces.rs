@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use infranetes_agent_protocol::v1::{Network, NetworkInterface};
+use nix::sys::socket::SockaddrStorage;
 use tonic::Status;
 
 use crate::netlink::{Netlink, Prefix, Route};
@@ -106,6 +107,60 @@ impl Layout {
         Ok(())
     }
 
+    /// Makes it so on a machine whose interfaces were as another layout says, and that is somebody else from now on: all that it
+    /// had there goes before it gets anything new, so that nothing leaves from an address of before. Connections from these break.
+    pub fn take_over(&self, before: &Self) -> Result<(), LayoutError> {
+        let (then, now) = (before.names(), self.names());
+        if then != now {
+            return Err(LayoutError::Others { then: then.join(", "), now: now.join(", ") });
+        }
+        let mut netlink = Netlink::open().map_err(LayoutError::Socket)?;
+        let mut past: Vec<IpAddr> = Vec::new();
+        let mut indices = Vec::new();
+        for was in &before.interfaces {
+            let refused = || LayoutError::of(&was.name);
+            let (index, name) = index_of(was.mac).ok_or_else(|| LayoutError::Missing {
+                name: was.name.clone(),
+                mac: shown(was.mac),
+            })?;
+            past.extend(addresses_of(&name).map_err(refused())?.iter().map(|address| address.ip));
+            past.extend(was.addresses.iter().map(|address| address.ip));
+            // Routes, neighbours and addresses of version 6 go with the link, those of version 4 do not.
+            netlink.link_down(index).map_err(refused())?;
+            for address in addresses_of(&name).map_err(refused())? {
+                netlink.delete_address(index, address).map_err(refused())?;
+            }
+            indices.push(index);
+        }
+        for (interface, index) in self.interfaces.iter().zip(indices) {
+            netlink.set_mac(index, interface.mac).map_err(LayoutError::of(&interface.name))?;
+        }
+        self.forget(&mut netlink, past);
+        self.apply()
+    }
+
+    /// Sockets keep the address from which they send. Version 4 looks whether the machine still has it, version 6 does not.
+    fn forget(&self, netlink: &mut Netlink, past: Vec<IpAddr>) {
+        let own: Vec<IpAddr> = self
+            .interfaces
+            .iter()
+            .flat_map(|interface| interface.addresses.iter().map(|address| address.ip))
+            .collect();
+        for ip in own.iter().filter(|ip| ip.is_ipv6()) {
+            // A kernel without such rules has none.
+            let _ = netlink.allow_source(*ip);
+        }
+        for ip in past.into_iter().filter(|ip| ip.is_ipv6() && !own.contains(ip)) {
+            if let Err(error) = netlink.forbid_source(ip) {
+                tracing::warn!(%ip, %error, "sockets may still send from an address of before");
+            }
+        }
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.interfaces.iter().map(|interface| interface.name.as_str()).collect()
+    }
+
     /// Two steps, because the name of one may be wanted for another.
     fn name_all(
         &self,
@@ -163,6 +218,23 @@ pub fn index_of(mac: [u8; 6]) -> Option<(u32, String)> {
     })
 }
 
+/// All addresses that an interface has.
+fn addresses_of(name: &str) -> io::Result<Vec<Prefix>> {
+    let all = nix::ifaddrs::getifaddrs()?.filter(|one| one.interface_name == name);
+    let prefix = |one: nix::ifaddrs::InterfaceAddress| -> Option<Prefix> {
+        let (address, mask) = (one.address?, one.netmask?);
+        let v4 = |address: &SockaddrStorage| Some(address.as_sockaddr_in()?.ip());
+        let v6 = |address: &SockaddrStorage| Some(address.as_sockaddr_in6()?.ip());
+        if let (Some(ip), Some(mask)) = (v4(&address), v4(&mask)) {
+            let length = mask.to_bits().count_ones() as u8;
+            return Some(Prefix { ip: ip.into(), length });
+        }
+        let (ip, mask) = (v6(&address)?, v6(&mask)?);
+        Some(Prefix { ip: ip.into(), length: mask.to_bits().count_ones() as u8 })
+    };
+    Ok(all.filter_map(prefix).collect())
+}
+
 /// Reads "02:00:00:00:00:01".
 pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut mac = [0; 6];
@@ -192,6 +264,14 @@ pub enum LayoutError {
     /// The kernel cannot be asked.
     #[error("the kernel cannot be asked to change interfaces")]
     Socket(#[source] io::Error),
+    /// A machine that was made of a checkpoint has other ones.
+    #[error("the machine has the interfaces {then}, and its network now has {now}")]
+    Others {
+        /// Their names.
+        then: String,
+        /// What they should be.
+        now: String,
+    },
     /// It is not there.
     #[error("the machine has no interface {mac} to become {name}")]
     Missing {
@@ -258,6 +338,17 @@ mod tests {
         let (name, route) = &layout.routes[0];
         assert_eq!((name.as_str(), route.gateway), ("eth0", "10.1.2.1".parse().ok()));
         assert_eq!(layout.neighbours[0].2, [0xee; 6]);
+    }
+
+    #[test]
+    fn only_a_network_with_the_same_interfaces_is_taken_over() {
+        let before = Layout::parse(&network()).unwrap();
+        let mut other = network();
+        other.routes.clear();
+        other.neighbours.clear();
+        other.interfaces[0].name = "net1".into();
+        let error = Layout::parse(&other).unwrap().take_over(&before).unwrap_err().to_string();
+        assert!(error.contains("the interfaces eth0, and its network now has net1"), "{error}");
     }
 
     #[test]

@@ -88,6 +88,13 @@ impl Netlink {
         self.request(RTM_NEWLINK, 0, &body)
     }
 
+    /// Gives an interface another link address; it has to be down.
+    pub fn set_mac(&mut self, interface: u32, mac: [u8; 6]) -> io::Result<()> {
+        let mut body = unchanged(interface);
+        attribute(&mut body, IFLA_ADDRESS, &mac);
+        self.request(RTM_NEWLINK, 0, &body)
+    }
+
     /// Moves an interface into another network namespace.
     pub fn move_to(&mut self, interface: u32, namespace: BorrowedFd<'_>) -> io::Result<()> {
         let mut body = unchanged(interface);
@@ -107,6 +114,25 @@ impl Netlink {
             attribute(&mut body, IFA_FLAGS, &(IFA_F_NODAD | IFA_F_NOPREFIXROUTE).to_ne_bytes());
         }
         self.request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &body)
+    }
+
+    /// Takes an address from an interface; not there is success.
+    pub fn delete_address(&mut self, interface: u32, prefix: Prefix) -> io::Result<()> {
+        let mut body = vec![family(prefix.ip), prefix.length, 0, 0];
+        body.extend(interface.to_ne_bytes());
+        attribute(&mut body, IFA_LOCAL, &octets(prefix.ip));
+        gone(self.request(RTM_DELADDR, 0, &body))
+    }
+
+    /// Lets nothing more be sent from an address, whoever still has a socket with it.
+    pub fn forbid_source(&mut self, ip: IpAddr) -> io::Result<()> {
+        self.allow_source(ip)?;
+        self.request(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, &no_source(ip))
+    }
+
+    /// Takes back what [`Netlink::forbid_source`] did, if it did.
+    pub fn allow_source(&mut self, ip: IpAddr) -> io::Result<()> {
+        gone(self.request(RTM_DELRULE, 0, &no_source(ip)))
     }
 
     /// Adds a route, or replaces the one to the same destination.
@@ -189,6 +215,24 @@ fn unchanged(interface: u32) -> Vec<u8> {
     body
 }
 
+/// A rule by which whatever comes from an address of this machine ends.
+fn no_source(ip: IpAddr) -> Vec<u8> {
+    let octets = octets(ip);
+    // struct fib_rule_hdr: family, lengths of destination and source, tos, table, two reserved, action, flags.
+    let mut body = vec![family(ip), 0, octets.len() as u8 * 8, 0, 0, 0, 0, FR_ACT_BLACKHOLE];
+    body.extend(0_u32.to_ne_bytes());
+    attribute(&mut body, FRA_SRC, &octets);
+    attribute(&mut body, FRA_PRIORITY, &BEFORE_OTHERS.to_ne_bytes());
+    body
+}
+
+fn gone(answer: io::Result<()>) -> io::Result<()> {
+    match answer {
+        Err(error) if matches!(error.raw_os_error(), Some(ENOENT | EADDRNOTAVAIL)) => Ok(()),
+        answer => answer,
+    }
+}
+
 /// Reads NLMSG_ERROR, whose error is 0 for success.
 fn acknowledged(answer: &[u8]) -> io::Result<()> {
     let malformed = || io::Error::other("the kernel's answer is no acknowledgement");
@@ -230,12 +274,19 @@ const IFF_UP: u32 = 1;
 const NLMSG_ERROR: u16 = 2;
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_NEWNEIGH: u16 = 28;
+const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
 const NLM_F_REPLACE: u16 = 0x100;
+const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
+const ENOENT: i32 = 2;
+const EADDRNOTAVAIL: i32 = 99;
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_NET_NS_FD: u16 = 28;
@@ -257,6 +308,11 @@ const RT_SCOPE_UNIVERSE: u8 = 0;
 const RT_SCOPE_LINK: u8 = 253;
 const RTN_UNICAST: u8 = 1;
 const NUD_PERMANENT: u16 = 0x80;
+const FRA_SRC: u16 = 2;
+const FRA_PRIORITY: u16 = 6;
+const FR_ACT_BLACKHOLE: u8 = 6;
+/// Of a rule: after the one for the machine's own addresses, and before all others.
+const BEFORE_OTHERS: u32 = 1;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 

@@ -15,10 +15,14 @@ use crate::machine::{HOSTNAME, HOSTS, Interfaces, LOCAL_HOSTS, Machine, RESOLV_C
 pub(super) async fn bind(machine: &Machine, request: BindRequest) -> Result<BindResponse, Status> {
     let mut bound = machine.binding.lock().await;
     let before = bound.as_ref().map(|bound| bound.sandbox_id.clone());
-    if checkpoint::bind(machine, before.as_deref(), &request.sandbox_id).await {
-        *bound = None;
+    let restored = checkpoint::bind(machine, before.as_deref(), &request.sandbox_id).await;
+    let past = bound.take_if(|_| restored);
+    let taken = take(machine, &mut bound, request, past.as_ref());
+    if taken.is_err() && restored {
+        // It is nobody's then.
+        *bound = past;
     }
-    take(machine, &mut bound, request)
+    taken
 }
 
 /// Binds a machine that nobody else can bind meanwhile: it serves no sessions yet.
@@ -27,13 +31,15 @@ pub(crate) fn bind_first(machine: &Machine, request: BindRequest) -> Result<Bind
         .binding
         .try_lock()
         .map_err(|_| Status::aborted("the machine is being bound already"))?;
-    take(machine, &mut bound, request)
+    take(machine, &mut bound, request, None)
 }
 
+/// `past` is what the machine was bound to before it was made of a checkpoint.
 fn take(
     machine: &Machine,
     bound: &mut Option<BindRequest>,
     request: BindRequest,
+    past: Option<&BindRequest>,
 ) -> Result<BindResponse, Status> {
     check(&request)?;
     if let Some(other) = bound.as_ref().filter(|other| other.sandbox_id != request.sandbox_id) {
@@ -48,14 +54,14 @@ fn take(
         // What containers may have changed since is theirs.
         let before = bound.as_ref().and_then(|before| before.network.as_ref());
         if before != Some(network) {
-            lay_out(network)?;
+            lay_out(network, past.and_then(|past| past.network.as_ref()))?;
         }
     }
     let ips = match &machine.interfaces {
         Interfaces::Given(ips) => ips.iter().map(ToString::to_string).collect(),
         Interfaces::Found | Interfaces::Apart => addresses(),
     };
-    apply(machine, &request, &ips)?;
+    apply(machine, &request, &ips, past.is_some())?;
     if bound.is_none() {
         tracing::info!(
             sandbox = %request.sandbox_id,
@@ -67,17 +73,32 @@ fn take(
     Ok(BindResponse { ips })
 }
 
-fn lay_out(network: &Network) -> Result<(), Status> {
-    Layout::parse(network)?.apply().map_err(|error| Status::internal(chain(&error)))
+fn lay_out(network: &Network, past: Option<&Network>) -> Result<(), Status> {
+    let layout = Layout::parse(network)?;
+    let laid = match past {
+        Some(past) => layout.take_over(&Layout::parse(past)?),
+        None => layout.apply(),
+    };
+    laid.map_err(|error| Status::internal(chain(&error)))
 }
 
-fn apply(machine: &Machine, request: &BindRequest, ips: &[String]) -> Result<(), Status> {
+fn apply(
+    machine: &Machine,
+    request: &BindRequest,
+    ips: &[String],
+    restored: bool,
+) -> Result<(), Status> {
     let write = |name: &str, text: String| {
         std::fs::write(machine.etc.path(name), text)
             .map_err(|error| Status::internal(format!("the file {name} was not written: {error}")))
     };
-    if let Some(dns) = request.dns.as_ref().filter(|dns| says_something(dns)) {
-        write(RESOLV_CONF, resolv_conf(dns))?;
+    match request.dns.as_ref().filter(|dns| says_something(dns)) {
+        Some(dns) => write(RESOLV_CONF, resolv_conf(dns))?,
+        // What the pod of before said is nothing to this one.
+        None if restored => {
+            write(RESOLV_CONF, std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default())?;
+        }
+        None => (),
     }
     let hostname = if request.hostname.is_empty() {
         nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned()

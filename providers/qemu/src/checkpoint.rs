@@ -33,8 +33,9 @@ pub(crate) struct Shape {
     pub(crate) firmware: String,
     pub(crate) memory_mib: u64,
     pub(crate) cpus: u64,
-    /// Interfaces in the pod's network.
-    pub(crate) taps: usize,
+    /// What its interfaces in the pod's network are called, in their order.
+    #[serde(default)]
+    pub(crate) interfaces: Vec<String>,
 }
 
 /// The description beside the state.
@@ -174,7 +175,7 @@ impl Directory {
 impl Shape {
     /// Fails with all that is different.
     pub(crate) fn check(&self, now: &Self, directory: &Path) -> Result<(), QemuError> {
-        let (then_taps, now_taps) = (self.taps.to_string(), now.taps.to_string());
+        let (then_links, now_links) = (self.interfaces.join(", "), now.interfaces.join(", "));
         let (then_memory, now_memory) = (self.memory_mib.to_string(), now.memory_mib.to_string());
         let (then_cpus, now_cpus) = (self.cpus.to_string(), now.cpus.to_string());
         let rows = [
@@ -186,7 +187,7 @@ impl Shape {
             ("firmware", &self.firmware, &now.firmware),
             ("memory in MiB", &then_memory, &now_memory),
             ("number of CPUs", &then_cpus, &now_cpus),
-            ("number of interfaces", &then_taps, &now_taps),
+            ("list of interfaces", &then_links, &now_links),
         ];
         let differs = rows.into_iter().filter(|(_, then, now)| then != now);
         let words: Vec<_> = differs
@@ -255,7 +256,7 @@ mod tests {
             firmware: "qboot.rom".into(),
             memory_mib: 256,
             cpus: 1,
-            taps: 0,
+            interfaces: Vec::new(),
         }
     }
 
@@ -334,9 +335,18 @@ mod tests {
     #[test]
     fn a_machine_of_another_shape_is_told_what_differs() {
         shape().check(&shape(), Path::new("/c")).expect("the same");
-        let other = Shape { qemu: "10.1.0".into(), memory_mib: 512, ..shape() };
+        let other = Shape {
+            qemu: "10.1.0".into(),
+            memory_mib: 512,
+            interfaces: vec!["eth0".into(), "net1".into()],
+            ..shape()
+        };
         let error = shape().check(&other, Path::new("/c")).expect_err("refused").to_string();
-        for words in ["QEMU was \"10.0.2\" and is \"10.1.0\"", "memory in MiB was \"256\""] {
+        for words in [
+            "QEMU was \"10.0.2\" and is \"10.1.0\"",
+            "memory in MiB was \"256\"",
+            "list of interfaces was \"\" and is \"eth0, net1\"",
+        ] {
             assert!(error.contains(words), "{error}");
         }
     }

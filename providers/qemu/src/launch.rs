@@ -166,7 +166,7 @@ impl Launcher {
             firmware: self.firmware().unwrap_or_default().to_owned(),
             memory_mib: record.memory_mib,
             cpus: cpus(record),
-            taps: record.taps,
+            interfaces: record.interfaces.clone(),
         }
     }
 
@@ -286,7 +286,7 @@ mod tests {
             memory_mib: 320,
             created_unix_ms: 0,
             namespace: None,
-            taps: 0,
+            interfaces: Vec::new(),
             checkpoint: None,
             uid: None,
             wanted: Power::On,
@@ -318,7 +318,7 @@ mod tests {
         assert!(!line.contains("t0ken"));
         // With a tap, the user-mode network leads to the agent and nowhere else.
         let fd = std::fs::File::open("/dev/null").expect("opened").into();
-        let tap = Tap { fd, mac: "ee:00:00:00:00:01".to_owned() };
+        let tap = Tap { fd, mac: "ee:00:00:00:00:01".to_owned(), name: "eth0".to_owned() };
         let arguments = launcher.arguments(Path::new("/m"), &record, &files, true, &[tap]);
         let line: Vec<String> =
             arguments.into_iter().map(|word| word.into_string().expect("text")).collect();

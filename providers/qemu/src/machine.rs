@@ -31,7 +31,7 @@ use crate::files::Files;
 use crate::launch::{self, Launcher};
 use crate::process::{self, Process};
 use crate::record::{End, Power, ProcessRecord, Record};
-use crate::taps;
+use crate::taps::{self, Frames};
 
 /// What a machine does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,15 +255,14 @@ impl Machine {
         let record = self.record();
         let files = self.shared.files.ready(record.uid.is_some())?;
         let user_data = self.dir.prepare_boot(record.uid)?;
+        let frames = if record.checkpoint.is_some() { Frames::Own } else { Frames::All };
         let taps = match &record.namespace {
-            Some(namespace) => taps::open(namespace).await?,
+            Some(namespace) => taps::open(namespace, frames).await?,
             None => Vec::new(),
         };
-        let taps_before = record.taps;
-        let record = Record { taps: taps.len(), ..record };
-        if record.taps != taps_before {
-            self.change(|now| now.taps = record.taps)?;
-        }
+        let names: Vec<String> = taps.iter().map(|tap| tap.name.clone()).collect();
+        let record = Record { interfaces: names, ..record };
+        self.change(|now| now.interfaces.clone_from(&record.interfaces))?;
         let mut child =
             self.shared.launcher.spawn(self.dir(), &record, &files, &user_data, taps)?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();

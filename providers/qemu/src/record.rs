@@ -25,9 +25,9 @@ pub(crate) struct Record {
     /// The network namespace whose place on the network it takes; `None`: QEMU's user-mode network.
     #[serde(default)]
     pub(crate) namespace: Option<PathBuf>,
-    /// How many interfaces it has there.
+    /// What the interfaces that it has there are called.
     #[serde(default)]
-    pub(crate) taps: usize,
+    pub(crate) interfaces: Vec<String>,
     /// The checkpoint that it goes on from, until it did.
     #[serde(default)]
     pub(crate) checkpoint: Option<PathBuf>,
@@ -115,7 +115,7 @@ mod tests {
             memory_mib: 256,
             created_unix_ms: 1,
             namespace: Some("/run/netns/a".into()),
-            taps: 1,
+            interfaces: vec!["eth0".to_owned()],
             checkpoint: Some("/c".into()),
             uid: Some(7),
             wanted: Power::On,

@@ -241,7 +241,7 @@ impl Registry {
             memory_mib: size.memory_mib,
             created_unix_ms: u64::try_from(now.as_millis()).unwrap_or_default(),
             namespace: namespace(request),
-            taps: 0,
+            interfaces: Vec::new(),
             checkpoint: checkpoint(request),
             uid: if self.drops_root { Some(self.free_uid()?) } else { None },
             wanted: Power::On,

@@ -2,6 +2,9 @@
 //! every frame from one to the other and back. So the machine has the interface's place on its link, whatever made the
 //! interface, and its addresses, whoever gave them.
 //!
+//! A machine that wakes up out of a checkpoint has the link addresses of another one, and says so at once: until it has its own, and
+//! from any other ever after, nothing of it goes further than its tap.
+//!
 //! A tap lives as long as the QEMU that has it open, and its redirections go with it. The program `tc` of iproute2 makes them: one
 //! small batch for each start, no long-lived socket, and the words that an administrator would use to look at them. Of
 //! the kernel they need sch_ingress, cls_u32 and act_mirred, which distributions have as modules.
@@ -28,10 +31,21 @@ use crate::error::QemuError;
 pub(crate) struct Tap {
     pub(crate) fd: OwnedFd,
     pub(crate) mac: String,
+    /// What the interface is called there.
+    pub(crate) name: String,
 }
 
-/// Opens a tap for each interface of the namespace.
-pub(crate) async fn open(namespace: &Path) -> Result<Vec<Tap>, QemuError> {
+/// Which frames of a machine go on from its taps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Frames {
+    /// All of them.
+    All,
+    /// Those that come from the link address of the interface.
+    Own,
+}
+
+/// Opens a tap for each interface of the namespace, in the order in which they were made.
+pub(crate) async fn open(namespace: &Path, frames: Frames) -> Result<Vec<Tap>, QemuError> {
     let links = links(namespace).await?;
     if links.is_empty() {
         return Err(failed(namespace, "it has no Ethernet interface that is up"));
@@ -41,9 +55,9 @@ pub(crate) async fn open(namespace: &Path) -> Result<Vec<Tap>, QemuError> {
     let opened = tokio::task::spawn_blocking(move || open_all(&path, &names)).await;
     let opened = opened.map_err(|_| QemuError::Broken)?;
     let fds = opened.map_err(|source| QemuError::Tap { path: namespace.to_owned(), source })?;
-    connect(namespace, &links).await?;
-    let taps = links.into_iter().zip(fds).map(|(link, fd)| Tap { fd, mac: link.address });
-    Ok(taps.collect())
+    connect(namespace, &links, frames).await?;
+    let tap = |(link, fd): (Link, OwnedFd)| Tap { fd, mac: link.address, name: link.ifname };
+    Ok(links.into_iter().zip(fds).map(tap).collect())
 }
 
 #[derive(Debug, Deserialize)]
@@ -88,6 +102,7 @@ async fn links(namespace: &Path) -> Result<Vec<Link>, QemuError> {
     let links: Result<Vec<Link>, _> = serde_json::from_slice(&output.stdout);
     let mut links = links.map_err(|error| failed(namespace, &error.to_string()))?;
     links.retain(Link::is_the_pods);
+    links.sort_by_key(|link| link.ifindex);
     Ok(links)
 }
 
@@ -106,7 +121,7 @@ fn open_all(namespace: &Path, names: &[String]) -> io::Result<Vec<OwnedFd>> {
     })
 }
 
-async fn connect(namespace: &Path, links: &[Link]) -> Result<(), QemuError> {
+async fn connect(namespace: &Path, links: &[Link], frames: Frames) -> Result<(), QemuError> {
     for link in links {
         // What an earlier machine of the namespace left; mostly there is none.
         let _ =
@@ -114,11 +129,26 @@ async fn connect(namespace: &Path, links: &[Link]) -> Result<(), QemuError> {
     }
     let addresses: String = links
         .iter()
-        .map(|link| format!("link set dev {} mtu {} up\n", link.tap(), link.mtu))
+        .map(|link| {
+            // The namespace itself has no business on it: what is not redirected ends there.
+            let silent = "addrgenmode none arp off";
+            format!("link set dev {} {silent} mtu {} up\n", link.tap(), link.mtu)
+        })
         .collect();
     let filters: String = links
         .iter()
-        .map(|link| redirect(&link.ifname, &link.tap()) + &redirect(&link.tap(), &link.ifname))
+        .map(|link| {
+            let tap = link.tap();
+            let into = redirect(&link.ifname, &tap, ANY);
+            let from = match frames {
+                Frames::All => redirect(&tap, &link.ifname, ANY),
+                Frames::Own => {
+                    let own = format!("match ether src {}", link.address);
+                    redirect(&tap, &link.ifname, &own)
+                }
+            };
+            into + &from
+        })
         .collect();
     for (program, batch) in [("ip", addresses), ("tc", filters)] {
         let output = within(namespace, &[program, "-batch", "-"], &batch).await?;
@@ -131,11 +161,11 @@ async fn connect(namespace: &Path, links: &[Link]) -> Result<(), QemuError> {
     Ok(())
 }
 
-/// Whatever comes in at one goes out at the other.
-fn redirect(from: &str, to: &str) -> String {
+/// What comes in at one and matches goes out at the other; the namespace does nothing with the rest.
+fn redirect(from: &str, to: &str, what: &str) -> String {
     format!(
         "qdisc add dev {from} handle ffff: ingress\n\
-         filter add dev {from} parent ffff: protocol all prio 1 u32 match u8 0 0 action mirred egress redirect dev {to}\n"
+         filter add dev {from} parent ffff: protocol all prio 1 u32 {what} action mirred egress redirect dev {to}\n"
     )
 }
 
@@ -168,6 +198,8 @@ fn failed(namespace: &Path, problem: &str) -> QemuError {
     QemuError::Namespace { path: PathBuf::from(namespace), problem: problem.to_owned() }
 }
 
+/// Every frame.
+const ANY: &str = "match u8 0 0";
 const LIMIT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
