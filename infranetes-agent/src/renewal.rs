@@ -1,5 +1,5 @@
-//! What a machine that was made of a checkpoint has to renew before it speaks to anybody: its clock, which stands where it stood, and
-//! its random numbers, of which others may have the same.
+//! What a machine that was made of a checkpoint has to renew before it speaks to anybody, and the one of which it was made before it goes
+//! on: its clock, which stands where it stood, and its random numbers, of which others may have the same.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -37,7 +37,7 @@ fn set_clock() -> std::io::Result<Option<Duration>> {
 
 /// What is written is mixed in, and counts from the next reseeding on, which is asked for at once.
 fn stir() -> std::io::Result<()> {
-    let mut fresh = [0_u8; 64];
+    let mut fresh = [0_u8; FRESH_BYTES];
     fs::File::open(HARDWARE_RANDOM)?.read_exact(&mut fresh)?;
     let mut random = fs::OpenOptions::new().write(true).open(RANDOM)?;
     random.write_all(&fresh)?;
@@ -54,6 +54,9 @@ fn reseed(random: &fs::File) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The kernel asks its hardware ahead, so the first bytes may be from before the checkpoint: its driver keeps 64 of them, and what is
+/// above that as many.
+const FRESH_BYTES: usize = 512;
 /// RNDRESEEDCRNG.
 const RESEED: Opcode = opcode::none(b'R', 7);
 const HARDWARE_CLOCK: &str = "/sys/class/rtc/rtc0/since_epoch";

@@ -21,6 +21,7 @@ use tonic::Status;
 use super::containers::{START_TIMEOUT, check_id, context, provider};
 use super::convert;
 use crate::machine::Machine;
+use crate::renewal;
 
 /// Which containers stand still.
 #[derive(Debug, Default)]
@@ -153,7 +154,11 @@ async fn give_up(machine: Arc<Machine>, number: u64) {
     }
 }
 
+/// Whatever is made of the checkpoint has the clock and the random numbers of now: here they become others before anybody draws one.
 async fn go_on(machine: &Machine, ids: BTreeSet<String>) {
+    if machine.owned && !ids.is_empty() {
+        let _ = tokio::task::spawn_blocking(renewal::renew).await;
+    }
     let Ok(provider) = provider(machine).await else { return };
     for id in ids {
         let reference = ContainerRef { id: id.clone() };
