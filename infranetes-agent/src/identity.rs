@@ -4,6 +4,8 @@
 //!  Invited(token) ── Complete on the connection that proved itself ──► Enrolled ── rotation ──► Enrolled
 //! ```
 //!
+//! A rotation may give the agent another name: so it has nothing in common any more with what is in a checkpoint of its machine.
+//!
 //! Both proofs of an enrolment cover the TLS exporter of their connection, so that a proof is worth nothing on any other
 //! connection, and whoever sits in the middle of two connections can prove itself on neither.
 
@@ -29,7 +31,8 @@ use crate::times::BootTimes;
 /// The agent's identity; one for the life of the process.
 #[derive(Debug)]
 pub struct Identity {
-    name: ServerName<'static>,
+    /// Changes where the old one is in a checkpoint.
+    name: RwLock<ServerName<'static>>,
     roots: Arc<RootCertStore>,
     provider: Arc<CryptoProvider>,
     /// The first key: it opens the enrolment's connection and gets the first certificate.
@@ -64,7 +67,7 @@ impl Identity {
         let key = Key::generate()?;
         let current = Arc::new(key.certified(vec![key.carrier()?]));
         Ok(Self {
-            name: invitation.agent_name,
+            name: RwLock::new(invitation.agent_name),
             roots: Arc::new(roots),
             provider,
             key,
@@ -129,7 +132,7 @@ impl Identity {
 
     /// Ends the enrolment with the certificate: forgets the token. What fails before that changes nothing.
     pub fn complete(&self, key: &PendingKey, chain: Vec<Vec<u8>>) -> Result<(), IdentityError> {
-        let certified = self.check_chain(key, chain)?;
+        let certified = self.check_chain(key, chain, &self.name())?;
         let mut state = self.state();
         if matches!(*state, State::Enrolled) {
             return Err(IdentityError::AlreadyEnrolled);
@@ -147,22 +150,30 @@ impl Identity {
         Ok((key.certificate_request()?, PendingKey(key)))
     }
 
-    /// Uses a new certificate from the next handshake on.
+    /// Uses a new certificate from the next handshake on, under another name if one is given.
     pub fn complete_rotation(
         &self,
         key: &PendingKey,
         chain: Vec<Vec<u8>>,
+        name: Option<ServerName<'static>>,
     ) -> Result<(), IdentityError> {
-        let certified = self.check_chain(key, chain)?;
+        let name = name.unwrap_or_else(|| self.name());
+        let certified = self.check_chain(key, chain, &name)?;
+        *self.name.write().unwrap_or_else(PoisonError::into_inner) = name;
         self.install(certified);
         Ok(())
     }
 
-    /// A certificate counts when it carries our key and our name and comes from the node's CA.
+    fn name(&self) -> ServerName<'static> {
+        self.name.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A certificate counts when it carries our key and this name and comes from the node's CA.
     fn check_chain(
         &self,
         key: &PendingKey,
         chain: Vec<Vec<u8>>,
+        name: &ServerName<'static>,
     ) -> Result<Arc<CertifiedKey>, IdentityError> {
         if chain.len() > CHAIN_MAX {
             return Err(IdentityError::Chain("it is too long"));
@@ -178,7 +189,7 @@ impl Identity {
         .build()
         .map_err(|cause| IdentityError::Verifier(Box::new(cause)))?;
         verifier
-            .verify_server_cert(leaf, rest, &self.name, &[], UnixTime::now())
+            .verify_server_cert(leaf, rest, name, &[], UnixTime::now())
             .map_err(IdentityError::Certificate)?;
         let certified = key.0.certified(chain);
         certified.keys_match().map_err(IdentityError::Certificate)?;
@@ -337,6 +348,30 @@ mod tests {
         let covered = [AGENT_PROOF_PREFIX, &HERE, hash.as_ref()].concat();
         let key = hmac::Key::new(hmac::HMAC_SHA256, &TOKEN);
         assert!(hmac::verify(&key, &covered, &begun.proof).is_ok());
+    }
+
+    #[test]
+    fn a_rotation_can_give_another_name_and_only_the_one_that_it_says() {
+        let node = Node::new();
+        let identity = node.invite();
+        let other = || ServerName::try_from("a9.agent.infranetes").ok();
+        let begin = || {
+            let (request, key) = identity.begin_rotation().unwrap();
+            let request = request.as_slice().into();
+            let public = CertificateSigningRequestParams::from_der(&request).unwrap().public_key;
+            (key, public)
+        };
+        let (key, public) = begin();
+        let for_the_old = node.sign(NAME, &public);
+        assert!(identity.complete_rotation(&key, for_the_old, other()).is_err());
+        let for_the_new = node.sign("a9.agent.infranetes", &public);
+        assert!(identity.complete_rotation(&key, for_the_new.clone(), None).is_err());
+        identity.complete_rotation(&key, for_the_new, other()).unwrap();
+        // From then on that is its name.
+        let (key, public) = begin();
+        assert!(identity.complete_rotation(&key, node.sign(NAME, &public), None).is_err());
+        let again = node.sign("a9.agent.infranetes", &public);
+        identity.complete_rotation(&key, again, None).unwrap();
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use infranetes_agent_protocol::v1::{
     BeginRotationResponse, CompleteRotationRequest, CompleteRotationResponse,
 };
+use rustls_pki_types::ServerName;
 use tonic::Status;
 
 use crate::identity::{IdentityError, PendingKey};
@@ -32,8 +33,12 @@ pub(super) fn complete(
         .unwrap_or_else(PoisonError::into_inner)
         .take()
         .ok_or_else(|| Status::failed_precondition("no rotation was begun on this session"))?;
-    machine.identity.complete_rotation(&key, request.certificate_chain).map_err(refused)?;
-    tracing::info!("the certificate was rotated");
+    let name = Some(request.agent_name).filter(|name| !name.is_empty());
+    let renamed = name.is_some();
+    let name = name.map(ServerName::try_from).transpose();
+    let name = name.map_err(|_| Status::invalid_argument("agent_name is no name"))?;
+    machine.identity.complete_rotation(&key, request.certificate_chain, name).map_err(refused)?;
+    tracing::info!(renamed, "the certificate was rotated");
     Ok(CompleteRotationResponse {})
 }
 
