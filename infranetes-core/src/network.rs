@@ -107,6 +107,13 @@ pub struct NetworkLayout {
     pub neighbours: Vec<Neighbour>,
 }
 
+impl NetworkLayout {
+    /// What its interfaces are called.
+    pub fn names(&self) -> Vec<String> {
+        self.interfaces.iter().map(|interface| interface.name.clone()).collect()
+    }
+}
+
 /// An interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interface {

@@ -75,6 +75,10 @@ pub(crate) enum Request {
     Look(Reply<Box<Aspect>>),
     /// Containers that came with its machine.
     Adopt(Vec<Adopted>, Reply<()>),
+    /// Who its agent is will stand in a checkpoint: write down that it is to be somebody else.
+    LeaveName(Reply<()>),
+    /// Let it be somebody else.
+    TakeName(Reply<()>),
     /// Its machine may be gone: look.
     Doubt,
     /// Files of the node changed that its containers have copies of.

@@ -61,7 +61,11 @@ pub(crate) async fn prepare(node: Arc<Node>, life: Life) -> Result<Machine, Ende
     let handler = node.handler(&life.spec.handler).map_err(refused)?;
     let calls = node.calls(&life.spec.handler, &handler.provider).map_err(refused)?;
     if let Some(origin) = &life.origin {
-        return restored(&life, origin, &handler.provider);
+        let next_name = node.parts.connector.another_name();
+        let next_name = next_name.map_err(|error| Ended::because(Cause::from(&error)))?;
+        let capabilities = calls.describe().await.map_err(|error| provider_ended(&error))?;
+        connect::check_provider(&life, &handler.provider, &capabilities)?;
+        return restored(&life, origin, &handler.provider, next_name);
     }
     let (capabilities, plan) = planned(&calls, plan_request(&life, handler))
         .await
@@ -101,17 +105,32 @@ pub(crate) async fn prepare(node: Arc<Node>, life: Life) -> Result<Machine, Ende
         id: None,
         endpoint: String::new(),
         identity: None,
+        next_name: None,
         boot_id: String::new(),
         kernel_release: String::new(),
         doomed: false,
     })
 }
 
-/// A machine that goes on from a checkpoint: of the same type, and its agent has its identity already.
-fn restored(life: &Life, origin: &Origin, provider: &str) -> Result<Machine, Ended> {
+/// A machine that goes on from a checkpoint: of the same type, and its agent has an identity already, but not for long.
+fn restored(
+    life: &Life,
+    origin: &Origin,
+    provider: &str,
+    next_name: String,
+) -> Result<Machine, Ended> {
     if life.passed_over > 0 {
         let sentence = "the machine type of the checkpoint has no capacity now";
         return Err(Ended::because(Cause::new(FailureKind::Exhausted, sentence)));
+    }
+    let interfaces = life.network.attachment().map(|attachment| attachment.layout.names());
+    let interfaces = interfaces.unwrap_or_default();
+    if interfaces != origin.interfaces {
+        let (then, now) = (origin.interfaces.join(", "), interfaces.join(", "));
+        let sentence = format!(
+            "the machine of the checkpoint has the interfaces [{then}] in the node's pod network, and the pod has [{now}]"
+        );
+        return Err(Ended::because(Cause::new(FailureKind::Invalid, sentence)));
     }
     let (name, token) = machine_name_and_token(&life.spec.pod, &life.id, life.tries + 1);
     let agent_name = origin.agent_name.clone();
@@ -127,6 +146,7 @@ fn restored(life: &Life, origin: &Origin, provider: &str) -> Result<Machine, End
         id: None,
         endpoint: String::new(),
         identity: Some(AgentIdentity { agent_name }),
+        next_name: Some(next_name),
         boot_id: String::new(),
         kernel_release: String::new(),
         doomed: false,

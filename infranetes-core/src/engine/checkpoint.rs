@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The containers stand still in their machine, then the machine is written as a whole, then all go on: whatever happens meanwhile, the
-//! caller that leaves and a session that breaks included. A machine that is made of it wakes up with containers that stand still, and
+//! caller that leaves and a session that breaks included; and the agent has another identity from then on, because the one that it had is in
+//! what is written. A machine that is made of it wakes up with containers that stand still, and
 //! each goes on when it is started. What is written holds the memory of the pod, with all of its secrets.
 
 mod files;
@@ -26,11 +27,11 @@ use tokio::time::{Instant, sleep};
 use self::files::{DescribedContainer, DescribedMount, Description};
 use crate::engine::Engine;
 use crate::engine::board::{Door, Reply, Request};
-use crate::engine::life::{Aspect, Machine, Network};
+use crate::engine::life::{Aspect, Machine};
 use crate::engine::link::bounded;
 use crate::engine::mounts;
 use crate::engine::node::Node;
-use crate::engine::timeouts::{AGENT_CALL, CHECKPOINT, CHECKPOINT_END, WORK};
+use crate::engine::timeouts::{AGENT_CALL, CHECKPOINT, CHECKPOINT_END, ROTATION, WORK};
 use crate::error::{Cause, EngineError, FailureKind};
 use crate::ids::{ContainerId, SandboxId};
 use crate::session::{AgentSession, SessionError};
@@ -100,6 +101,12 @@ impl Job {
         let description = self.describe(&aspect, &machine).await?;
         let session = self.session()?;
         let place = files::begin(&self.directory).await?;
+        // Who the agent is will stand in what is written.
+        let left_name = asked(&self.door, &self.id, AGENT_CALL, Request::LeaveName).await;
+        if left_name.is_err() {
+            files::clear(&self.directory).await;
+        }
+        left_name?;
         let made = match bounded(WORK, session.begin_checkpoint(&self.containers)).await {
             Err(cause) => {
                 // It may have heard it.
@@ -116,7 +123,8 @@ impl Job {
                 made
             }
         };
-        let done = match made {
+        let renamed = self.take_name().await;
+        let done = match made.and(renamed) {
             Ok(()) => files::finish(&self.directory, description).await,
             failed => failed,
         };
@@ -136,9 +144,6 @@ impl Job {
             state: "not ready".to_owned(),
             needed: "it has to run for a checkpoint".to_owned(),
         })?;
-        if life.network != Network::Own {
-            return Err(no_pod_network());
-        }
         let invalid = |problem: String| {
             Err(EngineError::Invalid { field: "container_ids".to_owned(), problem })
         };
@@ -177,7 +182,7 @@ impl Job {
             let mut mounts = mounts::plan(&self.node, &life.spec, &container.spec.volumes).await?;
             mounts.rename(&life.volume_names());
             containers.push(DescribedContainer {
-                id: container.id.clone(),
+                id: life.container_names().machines(&container.id),
                 name: container.spec.name.clone(),
                 image_id: container.image_id.clone(),
                 log_sequence: mark.sequence,
@@ -196,6 +201,11 @@ impl Job {
                 .clone(),
             shape: (&machine.shape).into(),
             users: users(&life.spec),
+            interfaces: life
+                .network
+                .attachment()
+                .map(|attachment| attachment.layout.names())
+                .unwrap_or_default(),
             containers,
         })
     }
@@ -206,6 +216,20 @@ impl Job {
             sandbox: self.id.clone(),
             cause: Cause::new(FailureKind::Unavailable, "no session to its agent is open now"),
         })
+    }
+
+    /// Lets the agent be somebody else than who stands in the checkpoint. Where that fails there is no checkpoint, and it is done with
+    /// the next session.
+    async fn take_name(&self) -> Result<(), EngineError> {
+        let limit = ROTATION + AGENT_CALL;
+        asked(&self.door, &self.id, limit, Request::TakeName).await?;
+        // Whoever asked for the checkpoint may ask for something else at once.
+        let mut link = self.door.link.clone();
+        let back = link.wait_for(Option::is_some);
+        if tokio::time::timeout(AGENT_CALL, back).await.is_err() {
+            tracing::warn!(sandbox = %self.id, "no session to its agent is open after its checkpoint");
+        }
+        Ok(())
     }
 
     /// Lets the containers go on. A session that broke meanwhile did so by its successor's first words; without any, the machine does it
@@ -231,13 +255,22 @@ impl Job {
 
 /// What a sandbox's task holds of it.
 async fn look(door: &Door, id: &SandboxId) -> Result<Box<Aspect>, EngineError> {
+    asked(door, id, AGENT_CALL, Request::Look).await
+}
+
+async fn asked<T>(
+    door: &Door,
+    id: &SandboxId,
+    limit: Duration,
+    request: impl FnOnce(Reply<T>) -> Request,
+) -> Result<T, EngineError> {
     let gone = || EngineError::SandboxNotFound(id.clone());
     let (reply, answer) = oneshot::channel();
     let asked = async {
-        door.requests.send(Box::new(Request::Look(reply))).await.map_err(|_| gone())?;
+        door.requests.send(Box::new(request(reply))).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     };
-    tokio::time::timeout(AGENT_CALL, asked)
+    tokio::time::timeout(limit, asked)
         .await
         .unwrap_or_else(|_| Err(EngineError::Busy(format!("sandbox {id} is busy"))))
 }
@@ -249,13 +282,6 @@ fn users(spec: &SandboxSpec) -> String {
 
 fn no_checkpoints(provider: &str) -> EngineError {
     EngineError::Unsupported(format!("provider {provider} has no checkpoints of its machines"))
-}
-
-fn no_pod_network() -> EngineError {
-    EngineError::Unsupported(
-        "a checkpoint of a pod in the node's pod network: its machine has addresses that the next one will not have"
-            .to_owned(),
-    )
 }
 
 fn left() -> EngineError {

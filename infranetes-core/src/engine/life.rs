@@ -11,6 +11,7 @@ use crate::engine::mounts::Kept;
 use crate::error::Cause;
 use crate::ids::{ContainerId, MachineId, SandboxId};
 use crate::network::Attachment;
+use crate::session::names::ContainerNames;
 use crate::session::{AgentIdentity, Ticket};
 use crate::spec::{ContainerSpec, SandboxSpec};
 use crate::status::{ContainerState, ContainerStatus, Phase, ProcessUser, Timeline};
@@ -40,6 +41,22 @@ pub(crate) struct Life {
 }
 
 impl Life {
+    /// What its machine calls containers, where that is not what the node does.
+    pub(crate) fn container_names(&self) -> ContainerNames {
+        self.origin.as_ref().map(|origin| origin.names.clone()).unwrap_or_default()
+    }
+
+    /// Whose name its agent has, or will have once there is a machine: nobody else may have it meanwhile.
+    pub(crate) fn agent_name(&self) -> Option<&str> {
+        let promised = self.origin.as_ref().filter(|_| !self.was_ready);
+        let promised = promised.map(|origin| origin.agent_name.as_str());
+        match &self.machine {
+            Some(Machine { identity: Some(identity), .. }) => Some(&identity.agent_name),
+            Some(machine) => Some(&machine.ticket.agent_name),
+            None => promised,
+        }
+    }
+
     /// What its machine calls volumes, where that is not what the node does.
     pub(crate) fn volume_names(&self) -> BTreeMap<String, String> {
         self.origin.as_ref().map(|origin| origin.volumes.clone()).unwrap_or_default()
@@ -56,8 +73,12 @@ pub(crate) struct Origin {
     /// The agent that wakes up has a certificate for this name.
     pub(crate) agent_name: String,
     pub(crate) shape: MachineType,
-    /// What wakes up with it.
+    /// What its interfaces in the pod network are called; none of them brings its own network.
+    pub(crate) interfaces: Vec<String>,
+    /// What wakes up with it, by the node's ids.
     pub(crate) containers: Vec<ContainerId>,
+    /// What the machine calls them.
+    pub(crate) names: ContainerNames,
     /// Ids of volumes by the node, and what the machine calls them.
     pub(crate) volumes: BTreeMap<String, String>,
     /// The containers are written down. What died before that is of no use.
@@ -126,6 +147,8 @@ pub(crate) struct Machine {
     pub(crate) endpoint: String,
     /// Who the agent is, once it is enrolled.
     pub(crate) identity: Option<AgentIdentity>,
+    /// The name that the agent is to have instead: who it is stands in a checkpoint. It may have it already.
+    pub(crate) next_name: Option<String>,
     /// Tells a restart of the agent.
     pub(crate) boot_id: String,
     pub(crate) kernel_release: String,

@@ -34,6 +34,8 @@ pub(crate) struct Opened {
 pub(crate) struct Taken {
     pub(crate) bound: Bound,
     pub(crate) events: BoxStream<'static, Result<WatchEvent, SessionError>>,
+    /// The name that its agent has from now on, if that is another one.
+    pub(crate) renamed: Option<String>,
 }
 
 /// Enrols the agent of a machine that boots, then connects.
@@ -92,7 +94,8 @@ impl Dialler<'_> {
         let connector = &self.node.parts.connector;
         let endpoint = &self.machine.endpoint;
         if let Some(identity) = self.machine.identity.clone() {
-            return connected(self.node, endpoint, identity).await;
+            let next = self.machine.next_name.as_ref();
+            return connected_as_either(self.node, endpoint, identity, next).await;
         }
         let refused =
             match bounded(AGENT_DIAL, connector.enrol(endpoint, &self.machine.ticket)).await {
@@ -126,6 +129,20 @@ async fn connected(
     Ok(Opened { identity, session })
 }
 
+/// Connects to an agent that may have taken its next name before anybody could write that down.
+async fn connected_as_either(
+    node: &Node,
+    endpoint: &str,
+    identity: AgentIdentity,
+    next: Option<&String>,
+) -> Result<Opened, SessionError> {
+    let answer = connected(node, endpoint, identity).await;
+    let (Err(SessionError::Untrusted { .. }), Some(agent_name)) = (&answer, next) else {
+        return answer;
+    };
+    connected(node, endpoint, AgentIdentity { agent_name: agent_name.clone() }).await
+}
+
 /// An agent that serves another sandbox is not ours, whatever its certificate says; but for what its machine `was` before.
 fn fits(sandbox: &SandboxId, was: Option<&str>, opened: Opened) -> Result<Opened, Ended> {
     let serves = &opened.session.hello().sandbox_id;
@@ -152,11 +169,34 @@ pub(crate) async fn bind(
         sysctls: life.spec.sysctls.clone(),
         network: life.network.attachment().map(|attachment| attachment.layout.clone()),
     };
+    let next_name = life.machine.as_ref().and_then(|machine| machine.next_name.clone());
     let once = async {
         let bound = session.bind(&binding).await?;
-        Ok(Taken { bound, events: watched(session) })
+        let renamed = match next_name {
+            Some(name) => renamed(&life, &session, name).await?,
+            None => None,
+        };
+        Ok(Taken { bound, events: watched(session), renamed })
     };
     bounded(limit, once).await
+}
+
+/// Gives the agent the name that is written down for it. A pod that was ready goes on without: it is tried again with the next
+/// session.
+async fn renamed(
+    life: &Life,
+    session: &Arc<dyn AgentSession>,
+    name: String,
+) -> Result<Option<String>, SessionError> {
+    match session.rename(&name).await {
+        Ok(()) => Ok(Some(name)),
+        Err(error) if life.was_ready => {
+            let error = Cause::from(&error).chain();
+            tracing::warn!(sandbox = %life.id, error, "the agent keeps a name that is in a checkpoint");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// What the pod says; where it says nothing, what its network does.
@@ -220,19 +260,21 @@ pub(crate) struct Lost {
     machine_id: String,
     endpoint: String,
     identity: AgentIdentity,
+    next_name: Option<String>,
     boot_id: String,
 }
 
 impl Lost {
     pub(crate) fn new(node: Arc<Node>, sandbox: SandboxId, machine: Machine) -> Self {
-        let Machine { id, endpoint, identity, ticket, boot_id, .. } = machine;
+        let Machine { id, endpoint, identity, next_name, ticket, boot_id, .. } = machine;
         let identity = identity.unwrap_or(AgentIdentity { agent_name: ticket.agent_name });
         let machine_id = id.map(|id| id.0).unwrap_or_default();
-        Self { node, sandbox, machine_id, endpoint, identity, boot_id }
+        Self { node, sandbox, machine_id, endpoint, identity, next_name, boot_id }
     }
 
     async fn connect(&self) -> Result<Opened, SessionError> {
-        connected(&self.node, &self.endpoint, self.identity.clone()).await
+        let (identity, next) = (self.identity.clone(), self.next_name.as_ref());
+        connected_as_either(&self.node, &self.endpoint, identity, next).await
     }
 
     fn note(&self, error: SessionError) {

@@ -135,16 +135,7 @@ impl Engine {
             let problem = "a pod without a uid cannot be told from others".to_owned();
             return Err(EngineError::Invalid { field: "pod.uid".to_owned(), problem });
         }
-        if handler.network == HandlerNetwork::Provider && !spec.ports.is_empty() {
-            return Err(EngineError::Unsupported(format!(
-                "a port of the node for a pod of handler {:?}, whose machines are not in the node's pod network; use a Service",
-                spec.handler
-            )));
-        }
-        let network = match handler.network {
-            HandlerNetwork::Provider => Network::Own,
-            HandlerNetwork::Node => Network::Unsettled,
-        };
+        let network = network(handler.network, &spec)?;
         let key = (spec.pod.uid.clone(), spec.pod.attempt);
         let (id, door) = node.board.enter(&key, || self.begin(spec, network, None));
         self.ask(&door, "sandbox", id.as_str(), limit, Request::Run)
@@ -510,6 +501,18 @@ impl Loaded {
             node.spawn(task.run());
         }
         Ok(())
+    }
+}
+
+/// What a new sandbox has of the node's pod network.
+fn network(handler: HandlerNetwork, spec: &SandboxSpec) -> Result<Network, EngineError> {
+    match handler {
+        HandlerNetwork::Node => Ok(Network::Unsettled),
+        HandlerNetwork::Provider if spec.ports.is_empty() => Ok(Network::Own),
+        HandlerNetwork::Provider => Err(EngineError::Unsupported(format!(
+            "a port of the node for a pod of handler {:?}, whose machines are not in the node's pod network; use a Service",
+            spec.handler
+        ))),
     }
 }
 

@@ -144,6 +144,7 @@ mod tests {
             id: None,
             endpoint: String::new(),
             identity: None,
+            next_name: None,
             boot_id: String::new(),
             kernel_release: String::new(),
             doomed: false,

@@ -1,5 +1,6 @@
 //! The task that owns one sandbox: it alone changes the record, runs one step at a time, and answers requests meanwhile.
 
+mod identity;
 mod outcomes;
 mod requests;
 
@@ -410,10 +411,9 @@ impl SandboxTask {
             reason: life.failure.as_ref().map_or_else(String::new, |failure| failure.cause.chain()),
             timeline: life.timeline,
         };
-        let agent = machine.map(|machine| machine.ticket.agent_name.clone());
-        let promised = life.origin.as_ref().map(|origin| origin.agent_name.clone());
+        let agent = life.agent_name().map(str::to_owned);
         let machine = machine.map(|machine| machine.name.clone());
-        self.node.board.post(status, machine, agent.or(promised));
+        self.node.board.post(status, machine, agent);
     }
 }
 
@@ -427,6 +427,8 @@ impl Request {
             | Self::Container(_, _, reply)
             | Self::UpdateContainer(_, _, reply)
             | Self::Adopt(_, reply)
+            | Self::LeaveName(reply)
+            | Self::TakeName(reply)
             | Self::Resize(_, _, reply) => {
                 drop(reply.send(Err(error.echo())));
             }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::life::Origin;
 use crate::ids::{ContainerId, SandboxId};
 use crate::record::sandbox::ShapeField;
+use crate::session::names::ContainerNames;
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct OriginField {
@@ -14,7 +15,12 @@ pub(crate) struct OriginField {
     sandbox: SandboxId,
     agent_name: String,
     shape: ShapeField,
+    #[serde(default)]
+    interfaces: Vec<String>,
     containers: Vec<ContainerId>,
+    /// By the node's ids, the machine's. Without it both have the same.
+    #[serde(default)]
+    names: BTreeMap<ContainerId, ContainerId>,
     volumes: BTreeMap<String, String>,
     done: bool,
 }
@@ -26,7 +32,9 @@ impl From<&Origin> for OriginField {
             sandbox: origin.sandbox.clone(),
             agent_name: origin.agent_name.clone(),
             shape: ShapeField::from(&origin.shape),
+            interfaces: origin.interfaces.clone(),
             containers: origin.containers.clone(),
+            names: origin.names.by_node().clone(),
             volumes: origin.volumes.clone(),
             done: origin.done,
         }
@@ -40,7 +48,9 @@ impl From<OriginField> for Origin {
             sandbox: field.sandbox,
             agent_name: field.agent_name,
             shape: field.shape.into(),
+            interfaces: field.interfaces,
             containers: field.containers,
+            names: ContainerNames::new(field.names),
             volumes: field.volumes,
             done: field.done,
         }

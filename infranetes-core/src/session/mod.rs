@@ -4,6 +4,7 @@
 //! brings its own. The engine keeps one [`AgentSession`] per machine and dials again when it ends.
 
 pub mod duplex;
+pub(crate) mod names;
 pub mod tls;
 mod volumes;
 
@@ -33,6 +34,12 @@ pub trait AgentConnector: Send + Sync + 'static {
     /// Makes what a new machine must know to enrol: the user-data, and what the node keeps. Pure but for randomness: nothing is
     /// remembered here, so it is recorded by the caller before the machine is made.
     fn invite(&self, sandbox: &SandboxId) -> Result<Invitation, SessionError>;
+
+    /// A name that no agent has, for one that leaves its own behind: see [`AgentSession::rename`].
+    fn another_name(&self) -> Result<String, SessionError> {
+        let message = "agents keep their names here".to_owned();
+        Err(SessionError::Refused { kind: FailureKind::Unsupported, message })
+    }
 
     /// Enrols the agent at `endpoint` by the ticket. A ticket works once: on success the identity has to be recorded, and
     /// [`AgentConnector::connect`] is what follows where no session came with it, also after a restart.
@@ -97,6 +104,14 @@ pub trait AgentSession: Send + Sync + 'static {
 
     /// Gives the agent a new certificate when the one it has is due; does nothing before that.
     async fn rotate_if_due(&self) -> Result<(), SessionError>;
+
+    /// Gives the agent a new key, and a certificate for another name: whoever connects from then on has to know it by that. The same
+    /// again gives another key. An agent from before there were checkpoints refuses with an error that is no broken session.
+    async fn rename(&self, agent_name: &str) -> Result<(), SessionError> {
+        let _ = agent_name;
+        let message = "this agent keeps its name".to_owned();
+        Err(SessionError::Refused { kind: FailureKind::Unsupported, message })
+    }
 
     /// Digests of the layers that the machine lacks.
     async fn missing_layers(&self, image: &MachineImage) -> Result<Vec<String>, SessionError>;

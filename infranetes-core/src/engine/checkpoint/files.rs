@@ -25,12 +25,16 @@ pub(super) struct Description {
     pub(super) agent_name: String,
     pub(super) shape: ShapeField,
     pub(super) users: String,
+    /// What its interfaces in the node's pod network are called; none where it brings its own network.
+    #[serde(default)]
+    pub(super) interfaces: Vec<String>,
     pub(super) containers: Vec<DescribedContainer>,
 }
 
 /// A container in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct DescribedContainer {
+    /// What the machine calls it.
     pub(super) id: ContainerId,
     pub(super) name: String,
     pub(super) image_id: String,
@@ -314,6 +318,7 @@ mod tests {
             shape: (&MachineType { name: "m".into(), memory_bytes: 7, ..Default::default() })
                 .into(),
             users: "None".into(),
+            interfaces: vec!["eth0".into()],
             containers: vec![DescribedContainer {
                 id: ContainerId::from_random([2; 32]),
                 name: "main".into(),

@@ -1,8 +1,8 @@
 //! A pod that goes on from a checkpoint.
 //!
-//! The agent in the machine has the key and the certificate of the first sandbox's agent, so the node gives that name to the new sandbox
-//! only while no other one has it: two machines never share it. Containers keep their ids for the same reason. What the
-//! machine calls its volumes stays, and the node maps its own names to them.
+//! The agent in the machine has the key and the certificate that are in the checkpoint. By these it is let in once, into a sandbox that
+//! holds that name alone, and takes another name before the sandbox is ready. What the machine calls its containers and volumes stays,
+//! and the node maps its own names to them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -11,15 +11,15 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::files::{self, DescribedContainer, DescribedMount, Description};
-use super::{no_checkpoints, no_pod_network};
+use super::no_checkpoints;
 use crate::engine::board::{Reply, Request};
-use crate::engine::config::HandlerNetwork;
 use crate::engine::containers::Adopted;
 use crate::engine::life::Origin;
 use crate::engine::timeouts::CREATE_CONTAINER_CALL;
-use crate::engine::{Engine, Network, check_log_path, mounts};
+use crate::engine::{Engine, Network, check_log_path, mounts, network};
 use crate::error::EngineError;
 use crate::ids::{ContainerId, SandboxId};
+use crate::session::names::ContainerNames;
 use crate::spec::{ContainerSpec, SandboxSpec};
 
 /// A sandbox that was restored, and its containers by their names.
@@ -29,8 +29,8 @@ impl Engine {
     /// Makes a sandbox that goes on from a checkpoint, with these containers, which are exactly those of the checkpoint. They are
     /// created, and each goes on when it is started.
     ///
-    /// Fails while the first sandbox, or another one that came out of the same checkpoint, is there. After a failure, and when
-    /// the caller leaves, nothing is left of it.
+    /// It may be done again and again, also while the first sandbox and others that came out of the checkpoint are there; not while
+    /// another one comes out of it. After a failure, and when the caller leaves, nothing is left of it.
     pub async fn restore_sandbox(
         &self,
         spec: SandboxSpec,
@@ -52,12 +52,12 @@ impl Engine {
         mut reply: Reply<Restored>,
     ) {
         let prepared = self.prepare(&spec, containers, directory).await;
-        let (origin, adopted) = match prepared {
+        let (origin, network, adopted) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => return drop(reply.send(Err(error))),
         };
         let names = adopted.iter().map(|one| (one.spec.name.clone(), one.id.clone())).collect();
-        let id = match self.claim(spec, origin).await {
+        let id = match self.claim(spec, network, origin).await {
             Ok(id) => id,
             Err(error) => return drop(reply.send(Err(error))),
         };
@@ -87,18 +87,27 @@ impl Engine {
         spec: &SandboxSpec,
         containers: Vec<ContainerSpec>,
         directory: PathBuf,
-    ) -> Result<(Origin, Vec<Adopted>), EngineError> {
+    ) -> Result<(Origin, Network, Vec<Adopted>), EngineError> {
         let node = &self.node;
         let handler = node.handler(&spec.handler)?;
         let calls = node.calls(&spec.handler, &handler.provider)?;
-        if handler.network == HandlerNetwork::Node || !spec.ports.is_empty() {
-            return Err(no_pod_network());
-        }
+        let network = network(handler.network, spec)?;
         let (description, machine) = files::read(&directory).await?;
         if description.provider != handler.provider {
             let problem = format!(
                 "its machine is provider {}'s, and those of handler {:?} are {}'s",
                 description.provider, spec.handler, handler.provider
+            );
+            return Err(unfit(problem));
+        }
+        if description.interfaces.is_empty() != (network == Network::Own) {
+            let (then, now) = match network {
+                Network::Own => ("is", "are not"),
+                _ => ("is not", "are"),
+            };
+            let problem = format!(
+                "its machine {then} in the node's pod network, and those of handler {:?} {now}",
+                spec.handler
             );
             return Err(unfit(problem));
         }
@@ -114,7 +123,7 @@ impl Engine {
             return Err(no_checkpoints(&handler.provider));
         }
         let matched = matched(&description, containers)?;
-        let mut volumes = BTreeMap::new();
+        let (mut volumes, mut names) = (BTreeMap::new(), BTreeMap::new());
         let mut adopted = Vec::new();
         for (described, wanted) in matched {
             check_log_path(&wanted)?;
@@ -126,8 +135,10 @@ impl Engine {
             let mut mounts = mounts::plan(node, spec, &wanted.volumes).await?;
             map_volumes(described, &mounts, &mut volumes)?;
             mounts.rename(&volumes);
+            let id = node.random_container_id();
+            names.insert(id.clone(), described.id.clone());
             adopted.push(Adopted {
-                id: described.id.clone(),
+                id,
                 image_id: image.image.id,
                 log_sequence: described.log_sequence,
                 new_limits: described.resources != format!("{:?}", wanted.resources),
@@ -140,22 +151,27 @@ impl Engine {
             sandbox: description.sandbox,
             agent_name: description.agent_name,
             shape: description.shape.into(),
+            interfaces: description.interfaces,
+            names: ContainerNames::new(names),
             containers: adopted.iter().map(|one| one.id.clone()).collect(),
             volumes,
             done: false,
         };
-        Ok((origin, adopted))
+        Ok((origin, network, adopted))
     }
 
     /// Enters the sandbox, if nobody else has what it is going to have.
-    async fn claim(&self, spec: SandboxSpec, origin: Origin) -> Result<SandboxId, EngineError> {
+    async fn claim(
+        &self,
+        spec: SandboxSpec,
+        network: Network,
+        origin: Origin,
+    ) -> Result<SandboxId, EngineError> {
         let board = &self.node.board;
         let _turn = self.node.restoring.lock().await;
-        let taken = board.agent_is_taken(&origin.agent_name)
-            || origin.containers.iter().any(|id| board.container(id).is_some());
-        if taken {
+        if board.agent_is_taken(&origin.agent_name) {
             return Err(EngineError::Conflict(
-                "the pod of this checkpoint, or one that was restored from it, is still here; two would share one identity"
+                "another pod is being restored from this checkpoint, or its own has not left its identity yet: two would share one"
                     .to_owned(),
             ));
         }
@@ -164,7 +180,7 @@ impl Engine {
         let mut begun = false;
         let (id, _) = board.enter(&key, || {
             begun = true;
-            self.begin(spec, Network::Own, Some(Box::new(origin)))
+            self.begin(spec, network, Some(Box::new(origin)))
         });
         if !begun {
             return Err(EngineError::Conflict(format!("the pod has a sandbox already ({id})")));

@@ -180,7 +180,8 @@ impl SandboxTask {
         }
         self.seen.session = true;
         self.seen.bound = false;
-        self.link.send_replace(Some(opened.session));
+        let session = self.life.container_names().translate(opened.session);
+        self.link.send_replace(Some(session));
     }
 
     pub(super) async fn taken(&mut self, result: Result<Taken, SessionError>) {
@@ -189,6 +190,9 @@ impl SandboxTask {
             Err(error) => return self.not_taken(error).await,
         };
         self.seen.bound = true;
+        if let Some(name) = taken.renamed {
+            self.named(name).await;
+        }
         self.link_since = Instant::now();
         self.events = Some(taken.events);
         let session = self.link.borrow().clone();

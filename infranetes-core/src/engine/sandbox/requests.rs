@@ -49,6 +49,12 @@ impl SandboxTask {
             Request::Adopt(adopted, reply) => {
                 let _ = reply.send(self.adopt(adopted).await);
             }
+            Request::LeaveName(reply) => {
+                let _ = reply.send(self.leave_name().await);
+            }
+            Request::TakeName(reply) => {
+                let _ = reply.send(self.take_name().await);
+            }
             Request::Refresh => {
                 let session = self.link.borrow().clone();
                 self.containers.refresh(session.as_ref());

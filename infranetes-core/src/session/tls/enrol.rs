@@ -28,13 +28,9 @@ use crate::session::{AgentHello, AgentIdentity, Invitation, SessionError, Ticket
 
 /// A name of its own for every invitation, and a fresh token.
 pub(super) fn invite(trust: &NodeTrust) -> Result<Invitation, SessionError> {
-    let random = SystemRandom::new();
-    let mut name = [0_u8; 16];
+    let agent_name = name()?;
     let mut token = vec![0_u8; 32];
-    for bytes in [&mut name[..], &mut token[..]] {
-        random.fill(bytes).map_err(|_| local("make a token", "the system gives no randomness"))?;
-    }
-    let agent_name = format!("a{}.agent.infranetes", hex::encode(name));
+    fill(&mut token)?;
     let base64 = &base64::engine::general_purpose::STANDARD;
     let mut data = UserData {
         version: USER_DATA_VERSION,
@@ -46,6 +42,18 @@ pub(super) fn invite(trust: &NodeTrust) -> Result<Invitation, SessionError> {
     let user_data = serde_json::to_vec(&data).map_err(|cause| local("write user-data", cause))?;
     data.token.zeroize();
     Ok(Invitation { user_data, ticket: Ticket { agent_name, token } })
+}
+
+/// A name that no agent has.
+pub(super) fn name() -> Result<String, SessionError> {
+    let mut name = [0_u8; 16];
+    fill(&mut name)?;
+    Ok(format!("a{}.agent.infranetes", hex::encode(name)))
+}
+
+fn fill(bytes: &mut [u8]) -> Result<(), SessionError> {
+    let filled = SystemRandom::new().fill(bytes);
+    filled.map_err(|_| local("make a token", "the system gives no randomness"))
 }
 
 /// An agent that belongs to this node now.

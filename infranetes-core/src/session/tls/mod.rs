@@ -61,6 +61,10 @@ impl AgentConnector for TlsConnector {
         enrol::invite(&self.trust)
     }
 
+    fn another_name(&self) -> Result<String, SessionError> {
+        enrol::name()
+    }
+
     async fn enrol(&self, endpoint: &str, ticket: &Ticket) -> Result<Enrolled, SessionError> {
         let endpoint = Endpoint::parse(endpoint)?;
         let Met { identity, first } = enrol::enrol(&self.trust, &endpoint, ticket).await?;

@@ -43,7 +43,8 @@ pub(super) struct TlsSession {
     client: AgentClient<Channel>,
     hello: AgentHello,
     trust: Arc<NodeTrust>,
-    agent_name: String,
+    /// Its name in the next certificate.
+    agent_name: Mutex<String>,
     /// When the agent's certificate is half over.
     rotate_at: Mutex<SystemTime>,
     places: Places,
@@ -78,7 +79,7 @@ impl TlsSession {
             client,
             hello,
             trust: Arc::clone(trust),
-            agent_name: identity.agent_name.clone(),
+            agent_name: Mutex::new(identity.agent_name.clone()),
             rotate_at: Mutex::new(rotate_at),
             places: Places::new(),
             meeting: AsyncMutex::new(None),
@@ -100,7 +101,7 @@ impl TlsSession {
             client: client_of(channel),
             hello: first.hello,
             trust: Arc::clone(trust),
-            agent_name: identity.agent_name.clone(),
+            agent_name: Mutex::new(identity.agent_name.clone()),
             rotate_at: Mutex::new(half_life(&first.certificate, trust.life)),
             places: Places::new(),
             meeting: AsyncMutex::new(Some(first.meeting)),
@@ -109,6 +110,30 @@ impl TlsSession {
 
     fn client(&self) -> AgentClient<Channel> {
         self.client.clone()
+    }
+
+    /// A new key and certificate, under another name if one is given.
+    async fn rotate(&self, name: Option<&str>) -> Result<(), SessionError> {
+        let own = || self.agent_name.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let agent_name = name.map_or_else(own, str::to_owned);
+        let mut client = self.client();
+        let begun = within(CALL_TIMEOUT, client.begin_rotation(BeginRotationRequest {}))
+            .await?
+            .into_inner();
+        let certificate = self
+            .trust
+            .ca
+            .sign_agent(&begun.certificate_request, &agent_name, self.trust.life)
+            .map_err(|error| SessionError::Violation(format!("a certificate request: {error}")))?;
+        let rotate_at = half_life(&certificate, self.trust.life);
+        let complete = CompleteRotationRequest {
+            certificate_chain: vec![certificate.to_vec()],
+            agent_name: name.unwrap_or_default().to_owned(),
+        };
+        within(CALL_TIMEOUT, client.complete_rotation(complete)).await?;
+        *self.agent_name.lock().unwrap_or_else(PoisonError::into_inner) = agent_name;
+        *self.rotate_at.lock().unwrap_or_else(PoisonError::into_inner) = rotate_at;
+        Ok(())
     }
 }
 
@@ -187,20 +212,11 @@ impl AgentSession for TlsSession {
         if SystemTime::now() < due {
             return Ok(());
         }
-        let mut client = self.client();
-        let begun = within(CALL_TIMEOUT, client.begin_rotation(BeginRotationRequest {}))
-            .await?
-            .into_inner();
-        let certificate = self
-            .trust
-            .ca
-            .sign_agent(&begun.certificate_request, &self.agent_name, self.trust.life)
-            .map_err(|error| SessionError::Violation(format!("a certificate request: {error}")))?;
-        let rotate_at = half_life(&certificate, self.trust.life);
-        let complete = CompleteRotationRequest { certificate_chain: vec![certificate.to_vec()] };
-        within(CALL_TIMEOUT, client.complete_rotation(complete)).await?;
-        *self.rotate_at.lock().unwrap_or_else(PoisonError::into_inner) = rotate_at;
-        Ok(())
+        self.rotate(None).await
+    }
+
+    async fn rename(&self, agent_name: &str) -> Result<(), SessionError> {
+        self.rotate(Some(agent_name)).await
     }
 
     async fn missing_layers(&self, image: &MachineImage) -> Result<Vec<String>, SessionError> {
