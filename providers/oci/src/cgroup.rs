@@ -3,6 +3,7 @@
 //! Each container has an outer cgroup of ours, `PARENT/ID`, and the runtime makes `PARENT/ID/c` in it. The outer one outlives
 //! the runtime's, so that what the container used and whether memory ran out can still be read when it is gone.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -33,6 +34,14 @@ pub(crate) enum Cgroups {
 pub(crate) struct Hierarchy {
     controllers: Vec<String>,
     mount: PathBuf,
+}
+
+/// What of a machine can be limited, among that which not every machine has.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Limitable {
+    pub(crate) swap: bool,
+    /// Sizes of huge pages, as in "2MB".
+    pub(crate) page_sizes: BTreeSet<String>,
 }
 
 /// The cgroup of one container.
@@ -80,8 +89,21 @@ impl Cgroups {
         Cgroup { cgroups: self.clone(), outer }
     }
 
-    /// Whether a limit on swap can be set.
-    pub(crate) fn counts_swap(&self) -> bool {
+    /// What has limits here.
+    pub(crate) fn limitable(&self) -> Limitable {
+        let page_sizes = if self.has_huge_pages() { page_sizes() } else { BTreeSet::new() };
+        Limitable { swap: self.counts_swap(), page_sizes }
+    }
+
+    fn has_huge_pages(&self) -> bool {
+        match self {
+            Self::V2 { root } => fs::read_to_string(root.join("cgroup.controllers"))
+                .is_ok_and(|all| all.split_whitespace().any(|one| one == "hugetlb")),
+            Self::V1 { hierarchies } => controller(hierarchies, "hugetlb").is_some(),
+        }
+    }
+
+    fn counts_swap(&self) -> bool {
         match self {
             // The root has no such file; what it delegates says enough.
             Self::V2 { .. } => Path::new("/proc/swaps").exists(),
@@ -329,6 +351,23 @@ fn controller<'a>(hierarchies: &'a [Hierarchy], name: &str) -> Option<&'a Path> 
     found.map(|one| one.mount.as_path())
 }
 
+/// Sizes of the kernel's huge pages, as it writes them into the names of its cgroups' files.
+fn page_sizes() -> BTreeSet<String> {
+    let Ok(entries) = fs::read_dir("/sys/kernel/mm/hugepages") else { return BTreeSet::new() };
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter_map(|name| page_size(&name)).collect()
+}
+
+/// "2MB" of "hugepages-2048kB".
+fn page_size(name: &str) -> Option<String> {
+    let kib: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+    Some(match kib {
+        1_048_576.. => format!("{}GB", kib >> 20),
+        1024.. => format!("{}MB", kib >> 10),
+        _ => format!("{kib}KB"),
+    })
+}
+
 fn children(dir: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
     let entries = entries.flatten().filter(|one| one.file_type().is_ok_and(|kind| kind.is_dir()));
@@ -373,6 +412,20 @@ mod tests {
         assert_eq!(field(text, "oom_kill"), Some(2));
         assert_eq!(field(text, "oom"), Some(3));
         assert_eq!(field(text, "kill"), None);
+    }
+
+    #[test]
+    fn sizes_of_huge_pages_are_named_as_the_kernel_names_its_files() {
+        for (name, expected) in [
+            ("hugepages-2048kB", Some("2MB")),
+            ("hugepages-1048576kB", Some("1GB")),
+            ("hugepages-16777216kB", Some("16GB")),
+            ("hugepages-64kB", Some("64KB")),
+            ("hugepages-kB", None),
+            ("hugepages", None),
+        ] {
+            assert_eq!(page_size(name).as_deref(), expected, "{name}");
+        }
     }
 
     #[test]

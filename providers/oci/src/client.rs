@@ -209,10 +209,15 @@ pub(crate) fn said_at_the_last_moment(stderr: &[u8]) -> Option<String> {
 
 /// The exit code of a program that the runtime could not run, as shells have it.
 ///
-/// Runtimes say it in words alone; these are those of `crun` and `runc`.
+/// Runtimes say it in words alone; these are those of `crun` and `runc`. What else they could not do is not the program's: 128.
 pub(crate) fn failed_exec_code(said: &str) -> i32 {
     let said = said.to_ascii_lowercase();
-    if said.contains("no such file") || said.contains("not found") {
+    if !["executable file", "exec container process", "exec: ", "exec /"]
+        .iter()
+        .any(|of| said.contains(of))
+    {
+        128
+    } else if said.contains("no such file") || said.contains("not found") {
         127
     } else if said.contains("permission denied")
         || said.contains("exec format error")
@@ -241,3 +246,33 @@ pub(crate) fn exit_code(status: ExitStatus) -> i32 {
 }
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_cannot_be_run_is_told_from_a_runtime_that_fails() {
+        for (said, code) in [
+            ("executable file `/nosuch` not found in $PATH: No such file or directory", 127),
+            ("executable file `/etc` is a directory", 126),
+            ("exec container process `/bin/arm`: Exec format error", 126),
+            ("exec container process `/a`: Permission denied", 126),
+            (
+                "exec container process (missing dynamic library?) `/a`: No such file or directory",
+                127,
+            ),
+            (
+                "runc create failed: unable to start container process: exec: \"x\": executable file not found in $PATH",
+                127,
+            ),
+            ("exec /x: exec format error", 126),
+            ("open `/sys/fs/cgroup/hugetlb/p/c`: No such file or directory", 128),
+            ("open `/proc/sys/kernel/shmmax`: Permission denied", 128),
+            ("mount `/a` to `b`: Permission denied", 128),
+            ("cannot set memory+swap limit", 128),
+        ] {
+            assert_eq!(failed_exec_code(said), code, "{said}");
+        }
+    }
+}

@@ -92,7 +92,7 @@ impl Creator {
                 root: &root,
                 cgroups_path: cgroup.path_for_runtime(),
                 cgroup_v2: self.cgroups.is_v2(),
-                counts_swap: self.cgroups.counts_swap(),
+                limitable: self.cgroups.limitable(),
                 pod_shm: Path::new("/dev/shm"),
                 pid_namespace_of,
                 users: users.clone(),

@@ -25,7 +25,7 @@ pub(crate) async fn update(
     cgroups: &Cgroups,
     asked: &Resources,
 ) -> Result<()> {
-    let resources = convert::resources(asked, cgroups.counts_swap())?;
+    let resources = convert::resources(asked, &cgroups.limitable())?;
     let score = convert::oom_score(asked.oom_score_adj, capabilities::of_this_machine())?;
     // A start that is under way ends first.
     let _turn = container.turn.lock().await;

@@ -8,7 +8,7 @@ mod seccomp;
 pub(crate) mod spec;
 mod user;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
@@ -16,6 +16,7 @@ use infranetes_sdk::v1::{self, CreateContainerRequest, PidNamespace};
 use infranetes_sdk::{ProviderError, Result};
 use rustix::process::Signal;
 
+use crate::cgroup::Limitable;
 use spec::{
     Cpu, HugepageLimit, IdMapping, Linux, Memory, Namespace, Pids, Process, Resources, Rlimit,
     Root, Spec,
@@ -27,7 +28,7 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) root: &'a OwnedFd,
     pub(crate) cgroups_path: String,
     pub(crate) cgroup_v2: bool,
-    pub(crate) counts_swap: bool,
+    pub(crate) limitable: Limitable,
     pub(crate) pod_shm: &'a Path,
     /// The process whose pid namespace the container joins, for those that join one.
     pub(crate) pid_namespace_of: Option<u32>,
@@ -54,7 +55,7 @@ pub(crate) fn spec(request: &CreateContainerRequest, around: &Surroundings<'_>) 
     }
     let (devices, rules) = mounts::devices(request, security.privileged)?;
     let asked = request.resources.clone().unwrap_or_default();
-    let mut resources = resources(&asked, around.counts_swap)?;
+    let mut resources = resources(&asked, &around.limitable)?;
     resources.devices = rules;
     Ok(Spec {
         oci_version: "1.0.2",
@@ -101,7 +102,7 @@ fn mapping(
 }
 
 /// Limits in the runtime's words; 0 and empty say nothing.
-pub(crate) fn resources(asked: &v1::Resources, counts_swap: bool) -> Result<Resources> {
+pub(crate) fn resources(asked: &v1::Resources, limitable: &Limitable) -> Result<Resources> {
     let some = |value: u64| (value != 0).then_some(value);
     let some_signed = |value: i64| (value != 0).then_some(value);
     let text = |value: &String| (!value.is_empty()).then(|| value.clone());
@@ -113,23 +114,33 @@ pub(crate) fn resources(asked: &v1::Resources, counts_swap: bool) -> Result<Reso
         mems: text(&asked.cpuset_mems),
     };
     // A machine that does not count swap has none to give: then there is nothing to limit.
-    let swap = some_signed(asked.memory_swap_limit_bytes).filter(|_| counts_swap);
+    let swap = some_signed(asked.memory_swap_limit_bytes).filter(|_| limitable.swap);
     let memory = Memory { limit: some_signed(asked.memory_limit_bytes), swap };
     if memory.limit.is_none() && swap.is_some_and(|swap| swap > 0) {
         return Err(ProviderError::invalid("swap is limited and memory is not"));
     }
-    let hugepage = |(page_size, limit): (&String, &u64)| HugepageLimit {
-        page_size: page_size.clone(),
-        limit: *limit,
-    };
     Ok(Resources {
         devices: Vec::new(),
         cpu: (cpu != Cpu::default()).then_some(cpu),
         memory: (memory != Memory::default()).then_some(memory),
         pids: some_signed(asked.pids_limit).map(|limit| Pids { limit }),
-        hugepage_limits: asked.hugepage_limits.iter().map(hugepage).collect(),
+        hugepage_limits: hugepages(&asked.hugepage_limits, &limitable.page_sizes)?,
         unified: asked.unified.clone().into_iter().collect(),
     })
+}
+
+/// A kubelet sends a limit of 0 for every size that its node has. A machine that has none of a size gives none in any case.
+fn hugepages(asked: &HashMap<String, u64>, sizes: &BTreeSet<String>) -> Result<Vec<HugepageLimit>> {
+    let (known, unknown): (Vec<_>, Vec<_>) =
+        asked.iter().partition(|(size, _)| sizes.contains(*size));
+    if let Some((size, _)) = unknown.into_iter().find(|(_, limit)| **limit != 0) {
+        return Err(ProviderError::unsupported(format!(
+            "huge pages of {size}: this machine has none of that size, or cannot limit them"
+        )));
+    }
+    let limit =
+        |(size, limit): (&String, &u64)| HugepageLimit { page_size: size.clone(), limit: *limit };
+    Ok(known.into_iter().map(limit).collect())
 }
 
 /// The number of a signal, given by its name or number; empty means SIGTERM.
@@ -435,15 +446,42 @@ mod tests {
 
     #[test]
     fn zero_is_no_limit() {
-        assert_eq!(resources(&v1::Resources::default(), true).unwrap(), Resources::default());
+        let all = Limitable { swap: true, ..Default::default() };
+        assert_eq!(resources(&v1::Resources::default(), &all).unwrap(), Resources::default());
         let asked = v1::Resources {
             memory_limit_bytes: 5,
             memory_swap_limit_bytes: 5,
             cpu_shares: 2,
             ..Default::default()
         };
-        let found = resources(&asked, false).unwrap();
+        let found = resources(&asked, &Limitable::default()).unwrap();
         assert_eq!(found.memory, Some(Memory { limit: Some(5), swap: None }));
         assert_eq!(found.cpu.unwrap().shares, Some(2));
+    }
+
+    #[test]
+    fn huge_pages_that_a_machine_does_not_have_are_not_limited_to_none() {
+        let sizes = |sizes: &[&str]| sizes.iter().map(|size| (*size).to_owned()).collect();
+        let check = |asked: &[(&str, u64)], has: &[&str], expected: Option<&[(&str, u64)]>| {
+            let asked = asked.iter().map(|(size, limit)| ((*size).to_owned(), *limit)).collect();
+            let found = hugepages(&asked, &sizes(has)).ok().map(|mut found| {
+                found.sort_by(|left, right| left.page_size.cmp(&right.page_size));
+                found
+            });
+            let expected = expected.map(|all| {
+                let limit = |(size, limit): &(&str, u64)| HugepageLimit {
+                    page_size: (*size).to_owned(),
+                    limit: *limit,
+                };
+                all.iter().map(limit).collect::<Vec<_>>()
+            });
+            assert_eq!(found, expected, "{asked:?} of {has:?}");
+        };
+        check(&[], &["2MB"], Some(&[]));
+        check(&[("1GB", 0), ("2MB", 0)], &[], Some(&[]));
+        check(&[("1GB", 0), ("2MB", 0)], &["2MB"], Some(&[("2MB", 0)]));
+        check(&[("1GB", 0), ("2MB", 7)], &["1GB", "2MB"], Some(&[("1GB", 0), ("2MB", 7)]));
+        check(&[("2MB", 7)], &[], None);
+        check(&[("1GB", 0), ("2MB", 7)], &["1GB"], None);
     }
 }
