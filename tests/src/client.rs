@@ -58,20 +58,28 @@ pub fn container(name: &str, image: &str, command: &[&str]) -> cri::ContainerCon
         image: Some(cri::ImageSpec { image: image.to_owned(), ..Default::default() }),
         command: command.iter().map(|word| (*word).to_owned()).collect(),
         log_path: format!("{name}.log"),
-        linux: Some(own_processes()),
+        linux: Some(as_a_kubelet_has_it()),
         ..Default::default()
     }
 }
 
-/// As the kubelet has it unless a pod shares its processes.
-fn own_processes() -> cri::LinuxContainerConfig {
+/// Of a pod that asks for nothing and shares no processes.
+fn as_a_kubelet_has_it() -> cri::LinuxContainerConfig {
     let pid = cri::NamespaceMode::Container as i32;
     let options = cri::NamespaceOption { pid, ..Default::default() };
     let security = cri::LinuxContainerSecurityContext {
         namespace_options: Some(options),
         ..Default::default()
     };
-    cri::LinuxContainerConfig { security_context: Some(security), ..Default::default() }
+    let no_pages = |size: &str| cri::HugepageLimit { page_size: size.to_owned(), limit: 0 };
+    let resources = cri::LinuxContainerResources {
+        cpu_shares: 2,
+        cpu_period: 100_000,
+        oom_score_adj: 1000,
+        hugepage_limits: vec![no_pages("2MB"), no_pages("1GB")],
+        ..Default::default()
+    };
+    cri::LinuxContainerConfig { resources: Some(resources), security_context: Some(security) }
 }
 
 impl Client {

@@ -77,6 +77,7 @@ async fn a_pod_has_all_that_a_kubelet_mounts_in_every_pod(case: &mut Case) -> Re
         ("stat -c %a:%u:%g /config/..data/a", "640:0:0"),
         ("tail -n 1 /etc/hosts", "1.2.3.4 web"),
         ("stat -c %a /disk; stat -c %a /memory", "777\n777"),
+        ("find /disk /memory -maxdepth 0 -mmin -60", "/disk\n/memory"),
         ("stat -c %a /dev/termination-log", "666"),
         ("touch /config/x 2>/dev/null || echo refused", "refused"),
         ("echo 2 > /etc/part 2>/dev/null || echo refused", "refused"),

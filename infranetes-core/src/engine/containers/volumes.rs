@@ -2,7 +2,7 @@
 //! brought back when a container exits.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Mutex;
 use tokio::time::sleep;
@@ -75,6 +75,13 @@ impl Deliveries {
         self.try_one(session, volume, has).await
     }
 
+    /// What nothing of the node is behind has been changed when it was made.
+    fn made_now(&self, entry: Entry) -> Entry {
+        let since = self.node.now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+        Entry { modified: (seconds, since.subsec_nanos()), ..entry }
+    }
+
     async fn try_one(
         &self,
         session: &Arc<dyn AgentSession>,
@@ -86,10 +93,11 @@ impl Deliveries {
         let (kind, revision, parts) = match &volume.content {
             Content::Empty { memory_bytes, root } => {
                 let kind = VolumeKind::Empty { memory_bytes: *memory_bytes };
-                (kind, "empty".to_owned(), only(root.clone()))
+                (kind, "empty".to_owned(), only(self.made_now(root.clone())))
             }
             Content::Nothing => {
-                (VolumeKind::Tree, "nothing".to_owned(), only(Entry::plain_directory()))
+                let root = self.made_now(Entry::plain_directory());
+                (VolumeKind::Tree, "nothing".to_owned(), only(root))
             }
             Content::Copy { path, file, whole } => {
                 let kind = if *file { VolumeKind::File } else { VolumeKind::Tree };
