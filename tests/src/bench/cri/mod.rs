@@ -7,6 +7,7 @@
 mod calls;
 mod containerd;
 mod flow;
+mod machine;
 mod many;
 mod scale;
 
@@ -46,6 +47,9 @@ pub struct Options {
     /// Leave containerd out: only what is ours.
     #[arg(long)]
     pub alone: bool,
+    /// Only the virtual machine: nothing to compare it with.
+    #[arg(long, conflicts_with = "alone")]
+    pub machine_alone: bool,
     /// Where the figures go.
     #[command(flatten)]
     pub output: Output,
@@ -82,6 +86,8 @@ struct Figures {
     exec_mb_per_s: BTreeMap<&'static str, f64>,
     /// Likewise, over a link.
     stream_mb_per_s: BTreeMap<&'static str, f64>,
+    /// Of a virtual machine, and what it can do at all.
+    machine: Option<machine::Rates>,
     /// What the daemon needs for sandboxes.
     scale: Vec<scale::Held>,
 }
@@ -105,12 +111,15 @@ pub async fn run(options: &Options) -> Result<()> {
         .push(&host, "pulled", "1")
         .await?;
     let mut figures = Figures::default();
-    side_by_side(options, &programs, &host, &mut figures).await?;
-    if options.machine_log_mb > 0 {
-        let log = log_of_machine(options, &programs, &host).await;
-        figures.log_mb_per_s.insert(MACHINE, log.context("a virtual machine")?);
+    if !options.machine_alone {
+        side_by_side(options, &programs, &host, &mut figures).await?;
     }
-    for count in &options.sandboxes {
+    if options.machine_log_mb > 0 {
+        let rates = in_machine(options, &programs, &host).await.context("a virtual machine")?;
+        figures.log_mb_per_s.insert(MACHINE, rates.log);
+        figures.machine = Some(rates);
+    }
+    for count in options.sandboxes.iter().filter(|_| !options.machine_alone) {
         let held = scale::hold(&programs, &host, *count).await;
         figures.scale.push(held.with_context(|| format!("{count} sandboxes"))?);
     }
@@ -152,16 +161,14 @@ async fn side_by_side(
     daemon.stop().await
 }
 
-/// The log of a container in a virtual machine.
-async fn log_of_machine(options: &Options, programs: &Programs, host: &str) -> Result<f64> {
+async fn in_machine(options: &Options, programs: &Programs, host: &str) -> Result<machine::Rates> {
     let node = Node::new(programs, "qemu", host)?;
     let daemon = node.start().await?;
     let mut side = Side::ours(MACHINE, &node, &daemon, host)?;
-    side.client.pull(&side.image).await?;
-    let log = flow::log(&mut side, options.machine_log_mb).await;
-    let log = log.with_context(|| format!("our log:\n{}", node.log()))?;
+    let rates = machine::measure(&mut side, options.machine_log_mb).await;
+    let rates = rates.with_context(|| format!("our log:\n{}", node.log()))?;
     daemon.stop().await?;
-    Ok(log)
+    Ok(rates)
 }
 
 async fn measure(options: &Options, sides: &mut [Side], figures: &mut Figures) -> Result<()> {
@@ -235,7 +242,7 @@ impl Figures {
         better(self.log_mb_per_s.entry(side.name).or_default(), log);
         let exec = flow::exec(side).await.context("ExecSync")?;
         better(self.exec_mb_per_s.entry(side.name).or_default(), exec);
-        let stream = flow::stream(side).await.context("a link")?;
+        let stream = flow::stream(side, STREAM_MB).await.context("a link")?;
         better(self.stream_mb_per_s.entry(side.name).or_default(), stream);
         Ok(())
     }
@@ -268,6 +275,9 @@ impl Figures {
         ] {
             let figures = figures.iter().map(|(side, rate)| format!("{side} {rate:.1} MB/s"));
             println!("{title}: {}", figures.collect::<Vec<_>>().join(", "));
+        }
+        if let Some(machine) = &self.machine {
+            println!("{machine}");
         }
         for (side, many::Memory { daemon, all }) in &self.many_mib {
             println!("memory with many pods: {side} {daemon:.1} MiB, with helpers {all:.1} MiB");
@@ -319,6 +329,7 @@ impl Figures {
 }
 
 const FLOWS: usize = 3;
+const STREAM_MB: u16 = 100;
 const OURS: &str = "infranetes";
 const THEIRS: &str = "containerd";
 const MACHINE: &str = "infranetes (VM)";
