@@ -212,8 +212,11 @@ where
     tokio::spawn(async move {
         let _until_the_end = place;
         if machine.held.is_holding() && machine.owned {
-            // This may be what was made of a checkpoint.
-            let _ = tokio::task::spawn_blocking(renewal::renew).await;
+            // This may be what was made of a checkpoint: without random numbers of its own it has no business with anybody.
+            let renewed = tokio::task::spawn_blocking(renewal::renew).await;
+            if let Err(error) = renewed.map_err(io::Error::other).flatten() {
+                return machine.refused(&peer, &format!("no random numbers of its own: {error}"));
+            }
         }
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
             Ok(Ok(tls)) => serve_tls(machine, tls).await,

@@ -2,30 +2,40 @@
 //! on: its clock, which stands where it stood, and its random numbers, of which others may have the same.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::time::{Duration, SystemTime};
 
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 use rustix::ioctl::{NoArg, Opcode, ioctl, opcode};
 
-/// Sets the clock by the machine's own hardware, and mixes what the node's hardware gives into the random numbers. Blocks for
-/// a moment. What is not there is left as it is.
-pub(crate) fn renew() {
-    if let Err(error) = stir() {
-        tracing::warn!(%error, "the random numbers are not renewed");
+use crate::boot;
+
+/// Makes ready what [`renew`] needs, before there is a checkpoint: without it, all machines of the checkpoint would draw the same
+/// random numbers. Blocks for a moment.
+pub(crate) fn prepare() -> io::Result<()> {
+    // Loaded here and not at boot, where most machines would load it for nothing. One that is not there may be built in.
+    if let Err(error) = boot::load_wanted(HARDWARE_RANDOM_MODULE) {
+        tracing::warn!(%error, "the module for random numbers is not loaded");
     }
+    fresh().map(drop)
+}
+
+/// Sets the clock by the machine's own hardware, and mixes what the node's hardware gives into the random numbers. Blocks for
+/// a moment. Fails if the random numbers are not renewed; a clock that cannot be set is left as it is.
+pub(crate) fn renew() -> io::Result<()> {
     match set_clock() {
         Ok(None) => (),
         Ok(Some(behind)) => tracing::info!(?behind, "the clock is set"),
         Err(error) => tracing::warn!(%error, "the clock is not set"),
     }
+    stir()
 }
 
 /// The clock of the hardware goes on while the machine does not.
-fn set_clock() -> std::io::Result<Option<Duration>> {
+fn set_clock() -> io::Result<Option<Duration>> {
     let text = fs::read_to_string(HARDWARE_CLOCK)?;
-    let seconds: u64 = text.trim().parse().map_err(std::io::Error::other)?;
+    let seconds: u64 = text.trim().parse().map_err(io::Error::other)?;
     let hardware = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     let Ok(behind) = hardware.duration_since(SystemTime::now()) else { return Ok(None) };
     if behind < WORTH_IT {
@@ -36,17 +46,23 @@ fn set_clock() -> std::io::Result<Option<Duration>> {
 }
 
 /// What is written is mixed in, and counts from the next reseeding on, which is asked for at once.
-fn stir() -> std::io::Result<()> {
-    let mut fresh = [0_u8; FRESH_BYTES];
-    fs::File::open(HARDWARE_RANDOM)?.read_exact(&mut fresh)?;
+fn stir() -> io::Result<()> {
     let mut random = fs::OpenOptions::new().write(true).open(RANDOM)?;
-    random.write_all(&fresh)?;
-    reseed(&random)
+    let fresh = fresh().and_then(|fresh| random.write_all(&fresh));
+    // In any case: there is what the processor gives.
+    reseed(&random)?;
+    fresh
+}
+
+fn fresh() -> io::Result<[u8; FRESH_BYTES]> {
+    let mut fresh = [0; FRESH_BYTES];
+    fs::File::open(HARDWARE_RANDOM)?.read_exact(&mut fresh)?;
+    Ok(fresh)
 }
 
 /// Asks the kernel to draw from what was mixed in.
 #[expect(unsafe_code, reason = "there is no safe way to ask for this")]
-fn reseed(random: &fs::File) -> std::io::Result<()> {
+fn reseed(random: &fs::File) -> io::Result<()> {
     // SAFETY: the request takes no argument, as linux/random.h has it.
     let request = unsafe { NoArg::<RESEED>::new() };
     // SAFETY: it neither reads nor writes memory of ours.
@@ -61,6 +77,7 @@ const FRESH_BYTES: usize = 512;
 const RESEED: Opcode = opcode::none(b'R', 7);
 const HARDWARE_CLOCK: &str = "/sys/class/rtc/rtc0/since_epoch";
 const HARDWARE_RANDOM: &str = "/dev/hwrng";
+const HARDWARE_RANDOM_MODULE: &str = "virtio_rng";
 const RANDOM: &str = "/dev/urandom";
 /// A guest that stood still for a checkpoint is behind by what that took.
 const WORTH_IT: Duration = Duration::from_secs(2);

@@ -1,6 +1,7 @@
 //! What every case on the real daemon needs: a registry with an image, a node, a running daemon, and the promise that nothing is
 //! left behind.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -45,16 +46,20 @@ pub async fn run(provider: &str, case: impl AsyncFnOnce(&mut Case) -> Result<()>
 #[macro_export]
 macro_rules! on_both {
     ($($case:ident),* $(,)?) => {
-        mod process {
+        $crate::cases!($crate::case::run; process: [$($case),*]);
+        $crate::cases!($crate::case::run; qemu: [$($case),*]);
+    };
+}
+
+/// Makes a test of each of these cases, which are functions of the file, in a module of the provider's name. The first word runs
+/// one: a function of that name and the case.
+#[macro_export]
+macro_rules! cases {
+    ($run:path; $provider:ident: [$($case:ident),* $(,)?]) => {
+        mod $provider {
             $(#[tokio::test]
             async fn $case() -> anyhow::Result<()> {
-                $crate::case::run("process", super::$case).await
-            })*
-        }
-        mod qemu {
-            $(#[tokio::test]
-            async fn $case() -> anyhow::Result<()> {
-                $crate::case::run("qemu", super::$case).await
+                $run(stringify!($provider), super::$case).await
             })*
         }
     };
@@ -130,6 +135,14 @@ impl Case {
         self.node.move_state_to(&disk.path)?;
         self.restart_hard().await?;
         Ok(disk)
+    }
+
+    /// An empty directory of the node, as a kubelet makes it for what is secret.
+    pub fn directory(&self, name: &str) -> Result<std::path::PathBuf> {
+        let path = self.node.path(name);
+        std::fs::create_dir(&path)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))?;
+        Ok(path)
     }
 
     /// A file of the guest image.

@@ -4,16 +4,57 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use infranetes_cri::api::v1 as cri;
 use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::case::{self, Case};
+use crate::client::{Client, Pod, container};
+use crate::wait::until;
 
 /// Moves this thread into a new network namespace with loopback alone. What it starts from here on is in it, too: processes,
 /// sockets, threads. It ends with the last of them.
 pub fn enter_own_namespace() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace takes root")?;
     run("ip", &["link", "set", "lo", "up"]).map(drop)
+}
+
+/// Runs a case on a node whose handler uses CNI, in a network of its own.
+pub async fn on_a_cni_node(
+    provider: &str,
+    case: impl AsyncFnOnce(&mut Case, &Cni) -> Result<()>,
+) -> Result<()> {
+    enter_own_namespace()?;
+    case::run(provider, async |world| {
+        let cni = Cni::new(&world.node.path(""))?;
+        let registry = world.registry.host();
+        world.node.write_config(&format!(
+            "[handlers.{provider}]\nprovider = \"{provider}\"\nnetwork = \"cni\"\n{}\
+             [images.registries.\"{registry}\"]\nurl = \"http://{registry}\"\n",
+            cni.config()
+        ))?;
+        world.restart_hard().await?;
+        case(world, &cni).await?;
+        remove_pods(&mut world.client()).await?;
+        let left = cni.left()?;
+        ensure!(left.is_empty(), "left behind: {left:#?}");
+        Ok(())
+    })
+    .await
+}
+
+/// Removes all pods of the node.
+pub async fn remove_pods(client: &mut Client) -> Result<()> {
+    let request = cri::ListPodSandboxRequest::default();
+    for sandbox in client.runtime.list_pod_sandbox(request).await?.into_inner().items {
+        client.remove_pod(&sandbox.id).await?;
+    }
+    Ok(())
 }
 
 /// The node's CNI: configurations, plugins, and what they remember, below one directory.
@@ -133,6 +174,43 @@ pub fn portmap() -> Value {
     json!({"type": "portmap", "capabilities": {"portMappings": true}, "snat": true})
 }
 
+/// The pod's addresses, the best first.
+pub async fn ips(client: &mut Client, sandbox: &str) -> Result<Vec<String>> {
+    let status = client.sandbox(sandbox).await?.status.context("no status")?;
+    let network = status.network.context("no network")?;
+    let more = network.additional_ips.into_iter().map(|ip| ip.ip);
+    Ok(std::iter::once(network.ip).chain(more).collect())
+}
+
+/// A container that serves a word at port 80.
+pub async fn serve(case: &Case, pod: &Pod, sandbox: &str, word: &str) -> Result<String> {
+    let script = format!(
+        "mkdir -p /tmp/www; echo {word} > /tmp/www/index.html; exec httpd -f -p 80 -h /tmp/www"
+    );
+    let config = container("web", &case.image, &["sh", "-c", &script]);
+    Ok(case.client().run_container(sandbox, pod, config).await?)
+}
+
+/// Asks from the node until the answer comes.
+pub async fn fetched(address: &str, word: &str) -> Result<()> {
+    until(FETCH_LIMIT, &format!("{address} answers {word:?}"), async || {
+        let answer = tokio::time::timeout(ANSWER_LIMIT, get(address)).await;
+        Ok(matches!(answer, Ok(Ok(answer)) if answer.contains(word)))
+    })
+    .await
+}
+
+/// From this thread's network, as a program of the node would.
+async fn get(address: &str) -> Result<String> {
+    let port =
+        if address.rsplit(']').next().is_some_and(|rest| rest.contains(':')) { "" } else { ":80" };
+    let mut stream = TcpStream::connect(format!("{address}{port}")).await?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
 /// Runs a program in this thread's network; what it printed.
 pub fn run(program: &str, args: &[&str]) -> Result<String> {
     let output = Command::new(program).args(args).output().with_context(|| program.to_owned())?;
@@ -141,5 +219,8 @@ pub fn run(program: &str, args: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// How long a pod may take to be reached, or what is left of it to go.
+pub const FETCH_LIMIT: Duration = Duration::from_secs(30);
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Where Debian has the plugins.
 const PLUGINS: &str = "/usr/lib/cni";

@@ -6,49 +6,35 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use infranetes_cri::api::v1::{self as cri, ContainerState, PodSandboxState};
-use infranetes_tests::case::{self, Case};
+use infranetes_tests::case::Case;
 use infranetes_tests::client::{Client, Pod, container};
 use infranetes_tests::kubelet::{PodDir, mount};
 use infranetes_tests::wait::until;
 use tonic::Code;
 
-#[tokio::test]
-async fn a_pod_goes_on_from_its_checkpoint() -> Result<()> {
-    case::run("qemu", goes_on).await
-}
+infranetes_tests::cases!(infranetes_tests::case::run; qemu: [
+    a_pod_goes_on_from_its_checkpoint,
+    what_a_pod_has_mounted_is_the_new_pods,
+    a_checkpoint_that_cannot_be_written_or_read_is_refused_and_leaves_nothing,
+    a_daemon_that_dies_over_a_checkpoint_leaves_a_pod_that_runs,
+]);
+infranetes_tests::cases!(infranetes_tests::case::run; process: [
+    processes_of_the_node_have_no_checkpoints,
+]);
 
-#[tokio::test]
-async fn what_a_pod_has_mounted_is_the_new_pods() -> Result<()> {
-    case::run("qemu", has_its_mounts).await
-}
-
-#[tokio::test]
-async fn a_checkpoint_that_cannot_be_written_or_read_is_refused_and_leaves_nothing() -> Result<()> {
-    case::run("qemu", is_refused).await
-}
-
-#[tokio::test]
-async fn a_daemon_that_dies_over_a_checkpoint_leaves_a_pod_that_runs() -> Result<()> {
-    case::run("qemu", survives_kills).await
-}
-
-#[tokio::test]
-async fn processes_of_the_node_have_no_checkpoints() -> Result<()> {
-    case::run("process", async |case| {
-        let mut client = case.client();
-        client.pull(&case.image).await?;
-        let pod = case.pod("plain");
-        let sandbox = client.run_pod(&pod).await?;
-        let counter = client.run_container(&sandbox, &pod, counter(&case.image, "a")).await?;
-        let directory = directory(case, "none")?;
-        let refused = client.checkpoint(&sandbox, &[&counter], &directory).await;
-        let error = refused.err().context("it was not refused")?;
-        ensure!(error.code() == Code::Unimplemented, "{error}");
-        ensure!(error.message().contains("no checkpoints"), "{error}");
-        ensure!(entries(&directory) == 0, "something was written");
-        Ok(())
-    })
-    .await
+async fn processes_of_the_node_have_no_checkpoints(case: &mut Case) -> Result<()> {
+    let mut client = case.client();
+    client.pull(&case.image).await?;
+    let pod = case.pod("plain");
+    let sandbox = client.run_pod(&pod).await?;
+    let counter = client.run_container(&sandbox, &pod, counter(&case.image, "a")).await?;
+    let directory = case.directory("none")?;
+    let refused = client.checkpoint(&sandbox, &[&counter], &directory).await;
+    let error = refused.err().context("it was not refused")?;
+    ensure!(error.code() == Code::Unimplemented, "{error}");
+    ensure!(error.message().contains("no checkpoints"), "{error}");
+    ensure!(entries(&directory) == 0, "something was written");
+    Ok(())
 }
 
 /// Counts in memory, and keeps the number in a file of its own, too (/dev/shm is the whole pod's).
@@ -57,10 +43,10 @@ fn counter(image: &str, name: &str) -> cri::ContainerConfig {
     container(name, image, &["sh", "-c", count])
 }
 
-async fn goes_on(case: &mut Case) -> Result<()> {
+async fn a_pod_goes_on_from_its_checkpoint(case: &mut Case) -> Result<()> {
     let mut client = case.client();
     client.pull(&case.image).await?;
-    let (pod, checkpoint) = (case.pod("first"), directory(case, "checkpoint")?);
+    let (pod, checkpoint) = (case.pod("first"), case.directory("checkpoint")?);
     let sandbox = client.run_pod(&pod).await?;
     let mut containers = Vec::new();
     for name in ["a", "b"] {
@@ -124,7 +110,7 @@ async fn goes_on(case: &mut Case) -> Result<()> {
         reaches(case, &pod, "a", there + 3).await?;
     }
     // One that was restored can be written down and restored as well.
-    let again = directory(case, "again")?;
+    let again = case.directory("again")?;
     let newest = newest.context("nothing was restored")?;
     let ids = newest.restored_containers.iter().map(|one| one.container_id.as_str());
     let ids: Vec<&str> = ids.collect();
@@ -171,7 +157,7 @@ async fn lives_again(
 }
 
 /// An emptyDir is as it was, what comes from the node is as it is now, and follows it; what is written goes to the new pod's files.
-async fn has_its_mounts(case: &mut Case) -> Result<()> {
+async fn what_a_pod_has_mounted_is_the_new_pods(case: &mut Case) -> Result<()> {
     let kubelet = case.node.path("kubelet");
     std::fs::create_dir_all(&kubelet)?;
     case.configure(&format!("[mounts]\nkubelet_dir = \"{}\"\n", kubelet.display())).await?;
@@ -198,7 +184,7 @@ async fn has_its_mounts(case: &mut Case) -> Result<()> {
     let sandbox = client.run_pod(&pod).await?;
     let id = client.run_container(&sandbox, &pod, main(mounts)).await?;
     client.exec(&id, &["sh", "-c", "echo kept > /disk/file"]).await?;
-    let checkpoint = directory(case, "checkpoint")?;
+    let checkpoint = case.directory("checkpoint")?;
     client.checkpoint(&sandbox, &[&id], &checkpoint).await?;
     client.remove_pod(&sandbox).await?;
 
@@ -274,7 +260,9 @@ async fn reaches(case: &Case, pod: &Pod, name: &str, number: u64) -> Result<()> 
     .await
 }
 
-async fn is_refused(case: &mut Case) -> Result<()> {
+async fn a_checkpoint_that_cannot_be_written_or_read_is_refused_and_leaves_nothing(
+    case: &mut Case,
+) -> Result<()> {
     let mut client = case.client();
     client.pull(&case.image).await?;
     let pod = case.pod("first");
@@ -282,7 +270,7 @@ async fn is_refused(case: &mut Case) -> Result<()> {
     let id = client.run_container(&sandbox, &pod, counter(&case.image, "a")).await?;
     case.wait_log(&pod, "a", "number 2").await?;
 
-    let small = directory(case, "small")?;
+    let small = case.directory("small")?;
     mount_small(&small)?;
     let refused = client.checkpoint(&sandbox, &[&id], &small).await;
     let left = entries(&small);
@@ -293,7 +281,7 @@ async fn is_refused(case: &mut Case) -> Result<()> {
     let then = last(case, &pod, "a")?;
     reaches(case, &pod, "a", then + 3).await?;
 
-    let good = directory(case, "good")?;
+    let good = case.directory("good")?;
     for (path, options, words) in [
         ("relative".to_owned(), &[][..], "not an absolute path"),
         ("/no/such/directory".to_owned(), &[], "cannot be written or used"),
@@ -332,7 +320,9 @@ async fn is_refused(case: &mut Case) -> Result<()> {
     Ok(())
 }
 
-async fn survives_kills(case: &mut Case) -> Result<()> {
+async fn a_daemon_that_dies_over_a_checkpoint_leaves_a_pod_that_runs(
+    case: &mut Case,
+) -> Result<()> {
     let mut client = case.client();
     client.pull(&case.image).await?;
     let pod = case.pod("first");
@@ -340,7 +330,7 @@ async fn survives_kills(case: &mut Case) -> Result<()> {
     let id = client.run_container(&sandbox, &pod, counter(&case.image, "a")).await?;
     case.wait_log(&pod, "a", "number 2").await?;
     for (number, millis) in [20, 120, 250, 400].into_iter().enumerate() {
-        let checkpoint = directory(case, &format!("c{number}"))?;
+        let checkpoint = case.directory(&format!("c{number}"))?;
         let writing = tokio::spawn({
             let (mut client, sandbox, id) = (client.clone(), sandbox.clone(), id.clone());
             async move { client.checkpoint(&sandbox, &[&id], &checkpoint).await }
@@ -360,14 +350,6 @@ async fn start(client: &mut Client, id: &str) -> Result<()> {
     client.runtime.start_container(request).await?;
     let running = ContainerState::ContainerRunning;
     client.wait_container(id, running, START_LIMIT).await.map(drop)
-}
-
-/// An empty directory, as a kubelet makes it.
-fn directory(case: &Case, name: &str) -> Result<PathBuf> {
-    let path = case.node.path(name);
-    std::fs::create_dir(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700))?;
-    Ok(path)
 }
 
 fn numbers(case: &Case, pod: &Pod, name: &str) -> Result<Vec<u64>> {

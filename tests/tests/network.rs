@@ -4,58 +4,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use infranetes_cri::api::v1::{self as cri, PodSandboxState};
-use infranetes_tests::case::{self, Case};
+use infranetes_tests::case::Case;
 use infranetes_tests::client::{Client, Pod, container};
-use infranetes_tests::network::{Cni, enter_own_namespace, portmap, run};
+use infranetes_tests::network::{Cni, FETCH_LIMIT, fetched, ips, portmap, remove_pods, run, serve};
 use infranetes_tests::wait::until;
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
-/// Runs a case on a node whose handler uses CNI, in a network of its own.
-async fn on_a_cni_node(
-    provider: &str,
-    case: impl AsyncFnOnce(&mut Case, &Cni) -> Result<()>,
-) -> Result<()> {
-    enter_own_namespace()?;
-    case::run(provider, async |world| {
-        let cni = Cni::new(&world.node.path(""))?;
-        let registry = world.registry.host();
-        world.node.write_config(&format!(
-            "[handlers.{provider}]\nprovider = \"{provider}\"\nnetwork = \"cni\"\n{}\
-             [images.registries.\"{registry}\"]\nurl = \"http://{registry}\"\n",
-            cni.config()
-        ))?;
-        world.restart_hard().await?;
-        case(world, &cni).await?;
-        remove_pods(&mut world.client()).await?;
-        let left = cni.left()?;
-        ensure!(left.is_empty(), "left behind: {left:#?}");
-        Ok(())
-    })
-    .await
-}
-
-async fn remove_pods(client: &mut Client) -> Result<()> {
-    let request = cri::ListPodSandboxRequest::default();
-    for sandbox in client.runtime.list_pod_sandbox(request).await?.into_inner().items {
-        client.remove_pod(&sandbox.id).await?;
-    }
-    Ok(())
-}
-
-macro_rules! on_process {
-    ($($case:ident),* $(,)?) => {
-        mod process {
-            $(#[tokio::test]
-            async fn $case() -> anyhow::Result<()> {
-                super::on_a_cni_node("process", super::$case).await
-            })*
-        }
-    };
-}
-
-on_process!(
+infranetes_tests::cases!(infranetes_tests::network::on_a_cni_node; process: [
     pods_reach_each_other_and_the_node_them,
     a_port_of_the_node_leads_to_the_pod,
     every_interface_of_the_result_is_the_pods,
@@ -66,24 +21,12 @@ on_process!(
     a_stop_that_a_plugin_holds_up_fails_soon_and_del_goes_on_by_itself,
     without_a_configuration_the_node_says_so,
     plugins_that_are_not_ready_make_the_node_not_ready_and_a_start_lets_them_collect,
-);
-
-mod qemu {
-    #[tokio::test]
-    async fn pods_reach_each_other_and_the_node_them() -> anyhow::Result<()> {
-        super::on_a_cni_node("qemu", super::pods_reach_each_other_and_the_node_them).await
-    }
-
-    #[tokio::test]
-    async fn a_port_of_the_node_leads_to_the_pod() -> anyhow::Result<()> {
-        super::on_a_cni_node("qemu", super::a_port_of_the_node_leads_to_the_pod).await
-    }
-
-    #[tokio::test]
-    async fn every_interface_of_the_result_is_the_pods() -> anyhow::Result<()> {
-        super::on_a_cni_node("qemu", super::every_interface_of_the_result_is_the_pods).await
-    }
-}
+]);
+infranetes_tests::cases!(infranetes_tests::network::on_a_cni_node; qemu: [
+    pods_reach_each_other_and_the_node_them,
+    a_port_of_the_node_leads_to_the_pod,
+    every_interface_of_the_result_is_the_pods,
+]);
 
 async fn run_pod(
     client: &mut Client,
@@ -95,43 +38,6 @@ async fn run_pod(
     let request =
         cri::RunPodSandboxRequest { config: Some(config), runtime_handler: pod.handler.clone() };
     Ok(client.runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
-}
-
-/// The pod's addresses, the best first.
-async fn ips(client: &mut Client, sandbox: &str) -> Result<Vec<String>> {
-    let status = client.sandbox(sandbox).await?.status.context("no status")?;
-    let network = status.network.context("no network")?;
-    let more = network.additional_ips.into_iter().map(|ip| ip.ip);
-    Ok(std::iter::once(network.ip).chain(more).collect())
-}
-
-/// A container that serves a word at port 80.
-async fn serve(case: &Case, pod: &Pod, sandbox: &str, word: &str) -> Result<String> {
-    let script = format!(
-        "mkdir -p /tmp/www; echo {word} > /tmp/www/index.html; exec httpd -f -p 80 -h /tmp/www"
-    );
-    let config = container("web", &case.image, &["sh", "-c", &script]);
-    Ok(case.client().run_container(sandbox, pod, config).await?)
-}
-
-/// Asks from the node until the answer comes.
-async fn fetched(address: &str, word: &str) -> Result<()> {
-    until(FETCH_LIMIT, &format!("{address} answers {word:?}"), async || {
-        let answer = tokio::time::timeout(ANSWER_LIMIT, get(address)).await;
-        Ok(matches!(answer, Ok(Ok(answer)) if answer.contains(word)))
-    })
-    .await
-}
-
-/// From this thread's network, as a program of the node would.
-async fn get(address: &str) -> Result<String> {
-    let port =
-        if address.rsplit(']').next().is_some_and(|rest| rest.contains(':')) { "" } else { ":80" };
-    let mut stream = TcpStream::connect(format!("{address}{port}")).await?;
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await?;
-    Ok(answer)
 }
 
 async fn pods_reach_each_other_and_the_node_them(case: &mut Case, cni: &Cni) -> Result<()> {
@@ -421,7 +327,6 @@ async fn without_a_configuration_the_node_says_so(case: &mut Case, cni: &Cni) ->
     Ok(())
 }
 
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 async fn plugins_that_are_not_ready_make_the_node_not_ready_and_a_start_lets_them_collect(
     case: &mut Case,
     cni: &Cni,
@@ -470,4 +375,3 @@ async fn plugins_that_are_not_ready_make_the_node_not_ready_and_a_start_lets_the
 
 /// The rest of a stop takes a part of it; the pause between two tries would take more.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
-const FETCH_LIMIT: Duration = Duration::from_secs(30);

@@ -9,6 +9,7 @@
 //! stood, and random numbers that others may have, too. Clock and random numbers are renewed before it shakes a hand.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -103,6 +104,12 @@ pub(super) async fn begin(
 ) -> Result<BeginCheckpointResponse, Status> {
     let ids: BTreeSet<String> = request.container_ids.into_iter().collect();
     ids.iter().try_for_each(|id| check_id(id))?;
+    if machine.owned {
+        blocking(renewal::prepare).await.map_err(|error| {
+            let problem = "the machine has no hardware that gives random numbers, and all that is made of a checkpoint would draw the same";
+            Status::failed_precondition(format!("{problem} ({error})"))
+        })?;
+    }
     let number = machine.held.begin(&ids)?;
     tokio::spawn(give_up(Arc::clone(machine), number));
     let provider = provider(machine).await?;
@@ -145,6 +152,10 @@ pub(super) async fn bind(machine: &Machine, bound: Option<&str>, sandbox: &str) 
     }
 }
 
+async fn blocking(work: fn() -> io::Result<()>) -> io::Result<()> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
 /// Nobody leaves containers standing still for ever.
 async fn give_up(machine: Arc<Machine>, number: u64) {
     tokio::time::sleep(HELD_MAX).await;
@@ -156,8 +167,11 @@ async fn give_up(machine: Arc<Machine>, number: u64) {
 
 /// Whatever is made of the checkpoint has the clock and the random numbers of now: here they become others before anybody draws one.
 async fn go_on(machine: &Machine, ids: BTreeSet<String>) {
-    if machine.owned && !ids.is_empty() {
-        let _ = tokio::task::spawn_blocking(renewal::renew).await;
+    if machine.owned
+        && !ids.is_empty()
+        && let Err(error) = blocking(renewal::renew).await
+    {
+        tracing::error!(%error, "the random numbers are not renewed; a machine of the checkpoint may draw the same");
     }
     let Ok(provider) = provider(machine).await else { return };
     for id in ids {
