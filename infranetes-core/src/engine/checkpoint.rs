@@ -201,11 +201,7 @@ impl Job {
                 .clone(),
             shape: (&machine.shape).into(),
             users: users(&life.spec),
-            interfaces: life
-                .network
-                .attachment()
-                .map(|attachment| attachment.layout.names())
-                .unwrap_or_default(),
+            interfaces: life.network.attachment().map(|attachment| attachment.layout.names()),
             containers,
         })
     }

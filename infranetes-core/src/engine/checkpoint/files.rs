@@ -25,9 +25,9 @@ pub(super) struct Description {
     pub(super) agent_name: String,
     pub(super) shape: ShapeField,
     pub(super) users: String,
-    /// What its interfaces in the node's pod network are called; none where it brings its own network.
+    /// What its interfaces in the node's pod network are called; `None` where it brings its own network.
     #[serde(default)]
-    pub(super) interfaces: Vec<String>,
+    pub(super) interfaces: Option<Vec<String>>,
     pub(super) containers: Vec<DescribedContainer>,
 }
 
@@ -318,7 +318,7 @@ mod tests {
             shape: (&MachineType { name: "m".into(), memory_bytes: 7, ..Default::default() })
                 .into(),
             users: "None".into(),
-            interfaces: vec!["eth0".into()],
+            interfaces: Some(vec!["eth0".into()]),
             containers: vec![DescribedContainer {
                 id: ContainerId::from_random([2; 32]),
                 name: "main".into(),

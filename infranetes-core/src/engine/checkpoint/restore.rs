@@ -100,7 +100,7 @@ impl Engine {
             );
             return Err(unfit(problem));
         }
-        if description.interfaces.is_empty() != (network == Network::Own) {
+        if description.interfaces.is_none() != (network == Network::Own) {
             let (then, now) = match network {
                 Network::Own => ("is", "are not"),
                 _ => ("is not", "are"),
@@ -151,7 +151,7 @@ impl Engine {
             sandbox: description.sandbox,
             agent_name: description.agent_name,
             shape: description.shape.into(),
-            interfaces: description.interfaces,
+            interfaces: description.interfaces.unwrap_or_default(),
             names: ContainerNames::new(names),
             containers: adopted.iter().map(|one| one.id.clone()).collect(),
             volumes,
