@@ -33,6 +33,15 @@ fn an_engine_may_die_at_every_place_of_a_pods_life() {
 }
 
 #[test]
+fn an_engine_may_die_at_every_place_of_a_checkpoint_and_of_what_comes_out_of_it() {
+    let mut report = Report::default();
+    report.every_crash_point_of_checkpoints();
+    none_failed(&report);
+    assert!(report.crash_points > 150, "only {} places", report.crash_points);
+    assert!(report.crashes > report.crash_points * 8 / 10, "{} crashes", report.crashes);
+}
+
+#[test]
 fn one_seed_is_one_history() {
     for seed in 0..40 {
         let (one, two) = (sim::run_seed(seed), sim::run_seed(seed));

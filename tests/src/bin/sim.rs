@@ -46,6 +46,7 @@ fn main() -> anyhow::Result<()> {
     let begin = Instant::now();
     let mut report = Report::default();
     report.every_crash_point();
+    report.every_crash_point_of_checkpoints();
     let threads = match options.threads {
         0 => thread::available_parallelism().map_or(1, usize::from),
         threads => threads,

@@ -1,12 +1,13 @@
 //! Agents without machines: what an engine meets at the endpoints of the fake cloud. They outlive engines, and die with
 //! their machines.
 
+mod checkpoint;
 mod connector;
 mod duplex;
 mod streams;
 mod volumes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -51,13 +52,15 @@ pub struct Fleet {
     pub certificate_life: Duration,
     /// How many more renewals of certificates fail.
     refuse_renewals: Mutex<u32>,
+    /// Agents as they were when their machine was written to a directory.
+    written_down: Mutex<BTreeMap<String, Agent>>,
     /// Machines' clocks begin with the fleet.
     born: Instant,
     connections: AtomicU64,
     open_sessions: Arc<AtomicU64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Agent {
     enrolled_as: Option<String>,
     /// When its certificate runs out.
@@ -65,6 +68,10 @@ struct Agent {
     sandbox: String,
     containers: BTreeMap<ContainerId, Container>,
     volumes: BTreeMap<String, volumes::Volume>,
+    /// A checkpoint is being made, or this was made of one and is not bound yet.
+    holding: bool,
+    /// Containers that stand still because of that.
+    held: BTreeSet<ContainerId>,
     /// Sessions of an older number are cut.
     cut: u64,
 }
@@ -103,6 +110,7 @@ impl Fleet {
             break_percent,
             certificate_life,
             refuse_renewals: Mutex::default(),
+            written_down: Mutex::default(),
             born: Instant::now(),
             connections: AtomicU64::default(),
             open_sessions: Arc::default(),
@@ -300,6 +308,7 @@ impl AgentSession for SimSession {
         let id = binding.sandbox.as_str().to_owned();
         self.0
             .call("bind", move |agent| {
+                agent.is_bound_to(&id);
                 if agent.sandbox.is_empty() || agent.sandbox == id {
                     agent.sandbox = id;
                     Ok(Bound { ips: vec!["10.1.2.3".to_owned()] })
@@ -332,6 +341,18 @@ impl AgentSession for SimSession {
                 Ok(())
             })
             .await
+    }
+
+    async fn rename(&self, agent_name: &str) -> Result<(), SessionError> {
+        self.take_name(agent_name).await
+    }
+
+    async fn begin_checkpoint(&self, containers: &[ContainerId]) -> Result<(), SessionError> {
+        self.stand_still(containers).await
+    }
+
+    async fn end_checkpoint(&self) -> Result<bool, SessionError> {
+        self.go_on().await
     }
 
     async fn missing_layers(&self, image: &MachineImage) -> Result<Vec<String>, SessionError> {
@@ -383,7 +404,10 @@ impl AgentSession for SimSession {
                         container.written += 3;
                         Ok(())
                     }
-                    ObservedState::Running => Ok(()),
+                    ObservedState::Running => {
+                        agent.held.remove(id);
+                        Ok(())
+                    }
                     ObservedState::Exited => Err(refused(FailureKind::WrongState, "it exited")),
                 }
             })
@@ -541,7 +565,7 @@ impl AgentSession for SimSession {
 impl Agent {
     fn visible(&self) -> BTreeMap<ContainerId, (ObservedState, i32)> {
         let there = self.containers.iter().filter(|(_, one)| !one.removed);
-        there.map(|(id, one)| (id.clone(), (one.state, one.exit_code))).collect()
+        there.map(|(id, one)| (id.clone(), (self.shown(id, one.state), one.exit_code))).collect()
     }
 }
 

@@ -1,5 +1,7 @@
 //! One pod's kubelet: it survives every crash of the engine, asks again until it has its answer, and knows what it was promised.
 
+mod checkpoints;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;

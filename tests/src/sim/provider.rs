@@ -1,17 +1,20 @@
 //! The fake cloud's provider, with seams before and after each call.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use infranetes_provider_fake::{FakeCloud, FakeProvider};
 use infranetes_sdk::pod::{
-    AddressMode, Addresses, AddressesRequest, ConsoleChunk, ConsoleRequest, CreateRequest,
-    DescribePodRequest, DestroyRequest, Empty, EventsRequest, GetRequest, ListRequest,
-    ListResponse, Machine, MachineEvent, PlanRequest, PlanResponse, PodCapabilities, ResizeRequest,
-    StopMachineRequest, SweepRequest, SweepResponse,
+    AddressMode, Addresses, AddressesRequest, CheckpointRequest, ConsoleChunk, ConsoleRequest,
+    CreateRequest, DescribePodRequest, DestroyRequest, Empty, EventsRequest, GetRequest,
+    ListRequest, ListResponse, Machine, MachineEvent, PlanRequest, PlanResponse, PodCapabilities,
+    ResizeRequest, StopMachineRequest, SweepRequest, SweepResponse,
 };
 use infranetes_sdk::{BoxStream, CallContext, PodProvider, Result};
+use tokio::time::sleep;
 
+use crate::sim::agent::Fleet;
 use crate::sim::network::SimNetwork;
 use crate::sim::seam::Seams;
 use crate::sim::world::Promises;
@@ -24,6 +27,8 @@ pub struct SimProvider {
     pub seams: Seams,
     /// Told when a sandbox has two machines.
     pub promises: Arc<Promises>,
+    /// The agents that machines of a checkpoint wake up with.
+    pub fleet: Arc<Fleet>,
     /// Where machines are put that come without addresses of their own.
     pub network: Arc<SimNetwork>,
 }
@@ -59,6 +64,7 @@ impl PodProvider for SimProvider {
     ) -> Result<PodCapabilities> {
         let mut capabilities = self.inner.describe(ctx, request).await?;
         capabilities.address_modes.push(AddressMode::Cni as i32);
+        capabilities.checkpoint = true;
         Ok(capabilities)
     }
 
@@ -72,7 +78,27 @@ impl PodProvider for SimProvider {
             self.network.is_entered(&network.namespace_path);
         }
         let what = format!("create {}", request.name);
-        self.around(&what, self.inner.create(ctx, request)).await
+        // Nor does it of checkpoints.
+        let checkpoint = std::mem::take(&mut request.checkpoint);
+        let create = async {
+            let machine = self.inner.create(ctx, request).await?;
+            if !checkpoint.is_empty() {
+                self.fleet.wake_up(&machine.id, &checkpoint);
+            }
+            Ok(machine)
+        };
+        self.around(&what, create).await
+    }
+
+    async fn checkpoint(&self, _: CallContext, request: CheckpointRequest) -> Result<Empty> {
+        let what = format!("checkpoint {}", request.id);
+        let write = async {
+            sleep(WRITING / 2).await;
+            self.fleet.write_down(&request.id, &request.directory);
+            sleep(WRITING / 2).await;
+            Ok(Empty {})
+        };
+        self.around(&what, write).await
     }
 
     async fn get(&self, ctx: CallContext, request: GetRequest) -> Result<Machine> {
@@ -123,3 +149,6 @@ impl PodProvider for SimProvider {
         self.inner.events(ctx, request).await
     }
 }
+
+/// How long a machine is on its way to the disk.
+const WRITING: Duration = Duration::from_millis(300);

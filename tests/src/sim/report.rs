@@ -44,9 +44,20 @@ impl Report {
     pub fn every_crash_point(&mut self) {
         let whole = super::run(&Scenario::calm(1));
         self.add("calm".to_owned(), &whole);
-        self.crash_points = whole.passages;
+        self.crash_points += whole.passages;
         for point in 1..=whole.passages {
             self.add(format!("crash point {point}"), &super::run(&Scenario::crash_at(point)));
+        }
+    }
+
+    /// Kills the engine once at every place of the life of a pod that is written down and goes on from there as another one, too.
+    pub fn every_crash_point_of_checkpoints(&mut self) {
+        let whole = super::run(&Scenario::with_checkpoints(Vec::new()));
+        self.add("checkpoints".to_owned(), &whole);
+        self.crash_points += whole.passages;
+        for point in 1..=whole.passages {
+            let history = super::run(&Scenario::with_checkpoints(vec![point]));
+            self.add(format!("crash point {point} of checkpoints"), &history);
         }
     }
 

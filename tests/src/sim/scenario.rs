@@ -32,6 +32,9 @@ pub struct Scenario {
     pub pod_network: bool,
     /// How often of a hundred the node's pod network fails.
     pub network_trouble_percent: u64,
+    /// Each pod is written to the node's disk, and another one goes on from there beside it. That is real files and threads: such a
+    /// history is not the same to the last await.
+    pub checkpoints: bool,
     /// Machines may end by themselves in this world.
     pub mortal: bool,
     /// How the world itself is broken, to see that it notices.
@@ -79,6 +82,7 @@ impl Scenario {
             restless_percent: 0,
             pod_network: true,
             network_trouble_percent: 0,
+            checkpoints: false,
             mortal: false,
             sabotage: Sabotage::None,
         }
@@ -92,6 +96,11 @@ impl Scenario {
     /// A calm world whose engine dies after `passages`.
     pub fn crash_at(passages: u64) -> Self {
         Self { crashes: vec![passages], ..Self::calm(1) }
+    }
+
+    /// A calm world with checkpoints, whose engine dies after so many passages, or lives on.
+    pub fn with_checkpoints(crashes: Vec<u64>) -> Self {
+        Self { crashes, checkpoints: true, ..Self::calm(1) }
     }
 
     /// The world of a seed: anything may be slow, fail, lose its answer, or die.
@@ -110,6 +119,7 @@ impl Scenario {
             restless_percent: if random.percent(60) { random.below(40) } else { 0 },
             pod_network: random.percent(60),
             network_trouble_percent: if random.percent(40) { random.below(30) } else { 0 },
+            checkpoints: false,
             mortal,
             sabotage: Sabotage::None,
         }

@@ -99,7 +99,13 @@ impl World {
         let world = Arc::new(Self::new(scenario.clone()));
         let pods = (0..scenario.pods).map(|number| {
             let kubelet = Kubelet::new(world.clone(), number);
-            tokio::spawn(kubelet.live())
+            let checkpoints = scenario.checkpoints;
+            tokio::spawn(async move {
+                match checkpoints {
+                    true => kubelet.live_twice().await,
+                    false => kubelet.live().await,
+                }
+            })
         });
         let pods: Vec<_> = pods.collect();
         let mut crashes = 0;
@@ -243,6 +249,7 @@ impl World {
             inner: FakeProvider::new(self.cloud.clone(), script),
             seams: self.seams.clone(),
             promises: self.promises.clone(),
+            fleet: self.fleet.clone(),
             network: self.network.clone(),
         });
         EngineParts {

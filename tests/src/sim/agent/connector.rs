@@ -28,6 +28,10 @@ impl AgentConnector for SimConnector {
         Ok(Invitation { user_data: token, ticket })
     }
 
+    fn another_name(&self) -> Result<String, SessionError> {
+        Ok(format!("another-{:016x}", self.fleet.draw(u64::MAX)))
+    }
+
     async fn enrol(&self, endpoint: &str, ticket: &Ticket) -> Result<Enrolled, SessionError> {
         let fleet = &self.fleet;
         fleet.seams.pass("agent: before enrol").await;

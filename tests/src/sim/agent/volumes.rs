@@ -10,7 +10,7 @@ use infranetes_core::session::{
 
 use super::{Agent, SimSession};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Volume {
     revision: String,
     content: Vec<u8>,
