@@ -27,7 +27,10 @@ fn a_wrong_check_table_is_refused_before_anything_is_loaded() {
     let node = Node::new("");
     let file = node.path("x.toml");
     for (table, expected) in [
-        ("[check.pod]\nmachines = 3", "the [check] table is wrong: unknown field `machines`"),
+        (
+            "[check.pod]\nmachines = 3",
+            "x.toml cannot be used: the [check] table is wrong: unknown field `machines`",
+        ),
         ("[check.pod]\nmachines_max = 1", "check.pod.machines_max is 1: at least 2 are needed"),
         ("[check.container]\nimage = \"/no\"", "check.container.image: /no cannot be used"),
         ("[chekc]", "unknown key \"chekc\" in the top level; did you mean \"check\"?"),

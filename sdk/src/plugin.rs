@@ -121,8 +121,8 @@ impl Host {
         self.services.metric(name, value);
     }
 
-    /// A secret by the name that the host's configuration gives it; [`ErrorKind::NotFound`](crate::ErrorKind::NotFound)
-    /// for a name that it does not know.
+    /// A secret by the name that the host's configuration gives it, as it is now; [`ErrorKind::NotFound`](crate::ErrorKind::NotFound)
+    /// for a name that it does not know, [`ErrorKind::Credentials`](crate::ErrorKind::Credentials) for one that it cannot read.
     pub async fn secret(&self, name: &str) -> Result<Secret> {
         self.services.secret(name).await
     }

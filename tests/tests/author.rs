@@ -23,14 +23,20 @@ fn a_new_provider_is_clean_keeps_its_promises_and_loads() {
 }
 
 #[test]
-fn a_broken_promise_is_named_and_fails_the_check() {
+fn a_broken_promise_is_named_and_fails_the_check_and_a_panic_has_its_place() {
     let workshop = Workshop::new(&programs(), target_dir().unwrap()).unwrap();
     let dir = workshop.new_crate("liar").unwrap();
     let lib = dir.join("src/lib.rs");
     let source = fs::read_to_string(&lib).unwrap();
     let lie = source.replace("stop_start: true,", "stop_start: true,\n            quota: true,");
     assert_ne!(source, lie);
-    fs::write(&lib, lie).unwrap();
+    // The instance is none the worse for it, but an author wants to know.
+    let start = "Result<Providers> {";
+    let panic =
+        format!("{start}\n        tokio::spawn(async {{ panic!(\"the meadow floods\") }});");
+    let broken = lie.replacen(start, &panic, 1);
+    assert_ne!(lie, broken);
+    fs::write(&lib, broken).unwrap();
     workshop.cargo(&dir, ["build"]).unwrap();
     let check =
         "infranetes-cri plugin check target/debug/libliar.so --config liar.toml --json report.json";
@@ -38,6 +44,8 @@ fn a_broken_promise_is_named_and_fails_the_check() {
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("describe grants quota, it answers Unsupported"), "{said}");
+    assert!(said.contains("error panic: panicked at src/lib.rs:"), "{said}");
+    assert!(said.contains("the meadow floods"), "{said}");
     assert!(said.contains("pod: 29 kept, 1 broken, 4 skipped"), "{said}");
     let report: serde_json::Value =
         serde_json::from_slice(&fs::read(dir.join("report.json")).unwrap()).unwrap();

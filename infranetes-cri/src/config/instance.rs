@@ -27,6 +27,8 @@ pub struct ProviderInstance {
     pub isolation: Isolation,
     /// How long the threads of a plugin in a process of its own may answer nothing before that process is killed and started again.
     pub hang_timeout: Duration,
+    /// Files of the secrets that the plugin may ask for, by the names that it asks by.
+    pub secrets: BTreeMap<String, PathBuf>,
     /// What the plugin is told: its `[config]` table. May hold secrets, so `Debug` leaves it out.
     pub config: serde_json::Value,
     /// What `plugin check` needs to know: its `[check]` table. Means nothing to the daemon.
@@ -87,6 +89,8 @@ struct File {
     isolation: Option<String>,
     hang_timeout: Option<String>,
     #[serde(default)]
+    secrets: BTreeMap<String, PathBuf>,
+    #[serde(default)]
     config: toml::Table,
     #[serde(default)]
     check: toml::Table,
@@ -114,9 +118,20 @@ fn resolve(name: &str, file: File) -> Result<ProviderInstance, Invalid> {
         worker_threads,
         isolation,
         hang_timeout: hang_timeout(file.hang_timeout, isolation)?,
+        secrets: secrets(file.secrets)?,
         config: json_object(file.config, &["config".to_owned()])?,
         check: json_object(file.check, &["check".to_owned()])?,
     })
+}
+
+fn secrets(files: BTreeMap<String, PathBuf>) -> Result<BTreeMap<String, PathBuf>, Invalid> {
+    match files.iter().find(|(_, path)| !path.is_absolute()) {
+        Some((name, _)) => Err(Invalid::new(
+            &["secrets", name],
+            "has to be the absolute path of the secret's file",
+        )),
+        None => Ok(files),
+    }
 }
 
 fn is_instance_name(name: &str) -> bool {
@@ -209,7 +224,7 @@ mod tests {
     fn an_instance_is_its_file() {
         let text = format!(
             "plugin = \"/usr/lib/p.so\"\nsha256 = \"{}\"\nworker_threads = 2\nisolation = \"process\"\n\
-             hang_timeout = \"5m\"\n[config]\nzone = \"a\"\nsince = 2026-01-02\nn = 3\nlist = [1.5, true]\n[config.deep]\nx = 1\n",
+             hang_timeout = \"5m\"\n[secrets]\ntoken = \"/t\"\n[config]\nzone = \"a\"\nsince = 2026-01-02\nn = 3\nlist = [1.5, true]\n[config.deep]\nx = 1\n",
             "0Af1".repeat(16)
         );
         let instance = read("cloud-1", &text).unwrap();
@@ -218,6 +233,7 @@ mod tests {
         assert_eq!(instance.worker_threads, 2);
         assert_eq!(instance.isolation, Isolation::Process);
         assert_eq!(instance.hang_timeout, Duration::from_secs(300));
+        assert_eq!(instance.secrets, [("token".to_owned(), PathBuf::from("/t"))].into());
         assert_eq!(
             instance.config.to_string(),
             r#"{"deep":{"x":1},"list":[1.5,true],"n":3,"since":"2026-01-02","zone":"a"}"#
@@ -286,6 +302,11 @@ mod tests {
                 "x",
                 "plugin = \"/p\"\n[config]\na = [inf]",
                 "/x.toml:3: config.a: a plugin's configuration cannot hold an infinite number or nan",
+            ),
+            (
+                "x",
+                "plugin = \"/p\"\n[secrets]\nk = \"s3cret\"",
+                "/x.toml:3: secrets.k: has to be the absolute path of the secret's file",
             ),
             ("x", "plugin = ", "/x.toml:1: "),
             ("Big Cloud", "plugin = \"/p\"", "the instance's; it has to match"),

@@ -10,6 +10,7 @@
 mod lock;
 mod notify;
 mod providers;
+mod services;
 mod socket;
 mod world;
 
@@ -28,6 +29,7 @@ use tonic::transport::Server;
 pub use self::lock::{StateDir, StateDirError};
 pub use self::notify::Notify;
 pub use self::providers::helper;
+pub use self::services::InstanceServices;
 pub use self::socket::{Socket, SocketError};
 pub use self::world::WorldError;
 use crate::config::{Config, ConfigError};

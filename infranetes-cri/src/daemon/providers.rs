@@ -9,6 +9,7 @@ use infranetes_loader::{LoadedPlugin, Loader, PluginSpec};
 use infranetes_sdk::{LogLevel, PodProvider};
 
 use super::lock::StateDir;
+use super::services::InstanceServices;
 use crate::chain;
 use crate::config::{Config, ConfigError, ProviderInstance, read_instances};
 
@@ -77,12 +78,14 @@ async fn load_one(
         Some(instance) => instance.map_err(|error| chain(&error))?,
     };
     let directory = state.directory(&format!("providers/{name}")).map_err(|error| chain(&error))?;
+    let services = Arc::new(InstanceServices::new(&instance));
     let mut spec = PluginSpec::new(name, instance.plugin)
         .with_config_json(instance.config.to_string())
         .with_state_dir(directory)
         .with_worker_threads(instance.worker_threads)
         .with_isolation(instance.isolation)
-        .with_log_level(log_level());
+        .with_log_level(log_level())
+        .with_services(services);
     spec.sha256 = instance.sha256;
     let mut loader = Loader::new()
         .with_helper(helper())

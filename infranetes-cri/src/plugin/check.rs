@@ -17,8 +17,9 @@ use clap::{Args, ValueEnum};
 use infranetes_conformance::{ContainerSuite, Line, PodSuite, Report, VolumeSuite};
 use infranetes_cri::chain;
 use infranetes_cri::config::{ProviderInstance, read_instance};
-use infranetes_cri::daemon::helper;
+use infranetes_cri::daemon::{InstanceServices, helper};
 use infranetes_loader::{LoadError, LoadedPlugin, Loader, PluginSpec};
+use infranetes_sdk::{HostServices, LogLevel, ProviderError, Secret, async_trait};
 use serde_json::{Value, json};
 
 use super::subject::Subjects;
@@ -38,6 +39,10 @@ pub(crate) struct Arguments {
     #[arg(long = "suite", value_name = "SUITE")]
     suites: Vec<Suite>,
 
+    /// The least that a log line of the plugin has to be to be shown, on standard error
+    #[arg(long, value_name = "LEVEL", default_value = "warn")]
+    log: Level,
+
     /// Where the report goes as JSON; `-` is standard output, and then nothing else goes there
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -50,10 +55,35 @@ enum Suite {
     Volume,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl Level {
+    fn of_plugins(self) -> LogLevel {
+        match self {
+            Self::Error => LogLevel::Error,
+            Self::Warn => LogLevel::Warn,
+            Self::Info => LogLevel::Info,
+            Self::Debug => LogLevel::Debug,
+            Self::Trace => LogLevel::Trace,
+        }
+    }
+}
+
 /// Answers whether every promise that was looked at is kept.
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let instance = arguments.instance.as_deref().map(read_instance).transpose()?;
-    let subjects = Subjects::read(instance.as_ref().map(|instance| &instance.check))?;
+    let subjects = Subjects::read(instance.as_ref().map(|instance| &instance.check));
+    let subjects = subjects.with_context(|| match &arguments.instance {
+        Some(file) => format!("{} cannot be used", file.display()),
+        None => "nothing can be tested".to_owned(),
+    })?;
     let state = tempfile::Builder::new().prefix("infranetes-check-").tempdir();
     let state = state.context("cannot make a state directory for the plugin")?;
     let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -117,7 +147,12 @@ impl Check<'_> {
 
     async fn load(&self) -> Result<LoadedPlugin, LoadError> {
         let name = self.instance.map_or("check", |instance| instance.name.as_str());
-        let mut spec = PluginSpec::new(name, &self.arguments.file).with_state_dir(self.state);
+        let level = self.arguments.log.of_plugins();
+        let services = Author { level, instance: self.instance.map(InstanceServices::new) };
+        let mut spec = PluginSpec::new(name, &self.arguments.file)
+            .with_state_dir(self.state)
+            .with_log_level(level)
+            .with_services(Arc::new(services));
         let mut loader = Loader::new().with_helper(helper());
         if let Some(instance) = self.instance {
             spec = spec
@@ -180,6 +215,35 @@ impl Check<'_> {
             Some(path) if path == Path::new("-") => say(format_args!("{report:#}")),
             Some(path) => std::fs::write(path, format!("{report:#}\n"))
                 .with_context(|| format!("cannot write {}", path.display())),
+        }
+    }
+}
+
+/// The host as an author wants it: what the plugin logs, and where it panics, is on standard error.
+struct Author {
+    level: LogLevel,
+    instance: Option<InstanceServices>,
+}
+
+#[async_trait]
+impl HostServices for Author {
+    fn log(&self, level: LogLevel, target: &str, message: &str) {
+        if level <= self.level {
+            // Nobody has to read it.
+            let _ = writeln!(std::io::stderr(), "{} {target}: {message}", level.as_str());
+        }
+    }
+
+    fn metric(&self, name: &str, value: f64) {
+        self.log(LogLevel::Debug, "metric", &format!("{name} {value}"));
+    }
+
+    async fn secret(&self, name: &str) -> infranetes_sdk::Result<Secret> {
+        match &self.instance {
+            Some(instance) => instance.secret(name).await,
+            None => Err(ProviderError::not_found(format!(
+                "there is no secret {name:?}: --config has to name an instance with [secrets]"
+            ))),
         }
     }
 }

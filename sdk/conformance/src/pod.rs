@@ -153,7 +153,7 @@ const VOLUMES: &[Check<Stage>] = checks! { Stage;
     "pod/detach", "a detached volume is available, and detaching again is success" => attach::detach;
     "pod/attach/cancelled", "an attach or detach that was cancelled can be repeated" => attach::cancelled;
     "pod/attach/destroy", "a destroyed machine leaves its volumes" => attach::destroy;
-    "pod/create/disks", "a machine has its volumes from the beginning, and leaves them" => attach::from_the_beginning;
+    "pod/create/disks", "a machine has its volumes from the beginning, and leaves them; one that cannot have them is not made" => attach::from_the_beginning;
 };
 
 const FAULTS: &[Check<Stage>] = checks! { Stage;

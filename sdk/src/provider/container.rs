@@ -3,8 +3,8 @@
 super::provider! {
     /// Containers in one machine, the one that this provider runs in.
     ///
-    /// Promises of every method: it may be called concurrently and again; dropping its future cancels it and leaves
-    /// nothing half-made behind that a repetition would trip over; an id that the provider does not know answers
+    /// Promises of every method: it may be called concurrently and again; dropping its future or passing the deadline cancels it
+    /// and leaves nothing half-made behind that a repetition would trip over; an id that the provider does not know answers
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound); what `describe` denies answers
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported); nothing of a request is ignored in silence. Values of
     /// environment variables and credentials are not logged.

@@ -30,6 +30,7 @@ super::provider! {
         ///   `get` as `MACHINE_STATE_FAILED` with their kind, and the half-made machine still has to be destroyed.
         /// - After a cancelled or failed call, either nothing exists or `list` finds it by its tags.
         /// - `user_data` over the limit of `describe`, or an unknown image or machine type: `Invalid`.
+        /// - A volume of `disks` that is not there: `NotFound`; one that another machine has: `Conflict`. Nothing is made then.
         /// - `user_data` reaches the guest unchanged and is not logged.
         create(CreateRequest) -> Machine;
 
@@ -45,7 +46,9 @@ super::provider! {
         /// - A page has at most `page_size` entries where that is not 0; an unknown page token: `Invalid`.
         list(ListRequest) -> ListResponse;
 
-        /// Boots a stopped machine again, with its disks as they were. Running already is success.
+        /// Boots a stopped machine again, with its disks as they were.
+        ///
+        /// - Answers once the provider accepted; `get` says when it runs. Running already, or on its way there, is success.
         start(StartMachineRequest) -> Empty;
 
         /// Powers a machine off: asks the guest, and cuts the power once `grace_ms` passed.
@@ -67,9 +70,10 @@ super::provider! {
         /// Attaches a volume, and answers how the guest finds it whatever the order of disks.
         ///
         /// - Attached there already is success with the same answer; attached elsewhere: `Conflict`.
+        /// - Where `describe` denies `attach_after_boot`, `Unsupported`: machines have their volumes from `create` on.
         attach(AttachRequest) -> AttachResponse;
 
-        /// Detaches a volume. Not attached is success.
+        /// Detaches a volume, which is available then. Not attached is success.
         detach(DetachRequest) -> Empty;
 
         /// Changes a machine's size. The size that it has already is success.

@@ -90,10 +90,17 @@ pub(super) async fn destroy(stage: &Stage) -> Outcome {
 pub(super) async fn from_the_beginning(stage: &Stage) -> Outcome {
     let volumes = volumes(stage)?;
     let volume = volumes.make(&volumes.request().await?).await?;
-    let mut request = stage.request().await?;
-    request.disks = vec![Disk { volume_id: volume.id.clone(), ..Disk::default() }];
+    let request = with_disk(stage, &volume.id).await?;
     let machine = running(stage, &request).await?;
     is_attached(stage, &volume, &machine).await?;
+    for (what, kind, id) in [
+        ("a volume that another machine has", ErrorKind::Conflict, volume.id.as_str()),
+        ("an unknown volume", ErrorKind::NotFound, UNKNOWN),
+    ] {
+        let request = with_disk(stage, id).await?;
+        fails(&format!("create with {what}"), kind, stage.try_create(&request).await)?;
+        stage.wait_for_count(&request, 0..=0).await?;
+    }
     stage.end(&request, &machine).await?;
     kept(stage, &volume).await
 }
@@ -150,6 +157,11 @@ async fn both(stage: &Stage) -> Outcome<(Machine, Volume)> {
     let machine = running(stage, &request).await?;
     stage.set_main(request, machine.clone());
     Ok((machine, volume))
+}
+
+async fn with_disk(stage: &Stage, volume: &str) -> Outcome<CreateRequest> {
+    let disk = Disk { volume_id: volume.to_owned(), ..Disk::default() };
+    Ok(CreateRequest { disks: vec![disk], ..stage.request().await? })
 }
 
 async fn running(stage: &Stage, request: &CreateRequest) -> Outcome<Machine> {
