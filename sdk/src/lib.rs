@@ -74,7 +74,8 @@
 //! - **Promises** stand in the documentation of each trait and method: what a repetition does, which error an unknown id
 //!   gets, what a call that is cut off may leave behind. The suite `infranetes-conformance` tests them, one line each.
 //! - **Messages** are in [`pod`], [`container`] and [`volume`]. Each field says its meaning; the unit is the end of its name
-//!   (`memory_bytes`, `grace_ms`). An empty string, 0 or an absent message is "not said".
+//!   (`memory_bytes`, `grace_ms`). An empty string, 0 or an absent message is "not said". A later SDK may have more fields:
+//!   a message that ends with `..Default::default()` compiles there, too.
 //! - **[`CallContext`]** travels beside every call: whose wish it is, and how long the caller waits. A call that is dropped, or
 //!   past its deadline, ends at its next `.await`; what exists then has to show in `list` or `sweep`.
 //! - **[`ProviderError`]** has a kind, which decides what the caller does next, advice on when to ask again, the cloud's own
