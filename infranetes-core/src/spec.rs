@@ -64,12 +64,22 @@ impl UserNamespace {
     pub fn in_machine(&self, uid: u32, gid: u32) -> (u32, u32) {
         (self.uids.in_machine(uid), self.gids.in_machine(gid))
     }
+
+    /// The other way: whose something is on the node that is this user's and this group's in the machine. What is none of the
+    /// pod's is nobody's.
+    pub fn on_node(&self, uid: u32, gid: u32) -> (u32, u32) {
+        (self.uids.on_node(uid), self.gids.on_node(gid))
+    }
 }
 
 impl IdRange {
     fn in_machine(self, number: u32) -> u32 {
         let within = (number < self.count).then(|| self.first.checked_add(number));
         within.flatten().unwrap_or(NOBODY)
+    }
+
+    fn on_node(self, number: u32) -> u32 {
+        number.checked_sub(self.first).filter(|number| *number < self.count).unwrap_or(NOBODY)
     }
 }
 

@@ -136,6 +136,11 @@ impl Mounted {
         Self::new(&["-t", "tmpfs", "infranetes-test"], on)
     }
 
+    /// A tmpfs of a size.
+    pub fn sized_tmpfs(on: &Path, size: &str) -> Result<Mounted> {
+        Self::new(&["-t", "tmpfs", "-o", &format!("size={size}"), "infranetes-test"], on)
+    }
+
     fn new(args: &[&str], on: &Path) -> Result<Mounted> {
         let status = Command::new("mount").args(args).arg(on).status()?;
         ensure!(status.success(), "nothing could be mounted on {}", on.display());

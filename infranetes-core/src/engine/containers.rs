@@ -35,6 +35,7 @@ use crate::engine::link::bounded;
 use crate::engine::log_pump::{Pump, SharedMark};
 use crate::engine::mounts::Kept;
 use crate::engine::node::Node;
+use crate::engine::share::SandboxShares;
 use crate::engine::timeouts::{AGENT_CALL, EXIT_SEEN, WORK};
 use crate::error::{Cause, EngineError, FailureKind};
 use crate::ids::{ContainerId, SandboxId};
@@ -56,6 +57,9 @@ pub(crate) struct Containers {
     /// One import at a time per machine: the second finds the layers that the first brought.
     imports: Arc<Semaphore>,
     deliveries: Arc<Deliveries>,
+    shares: Arc<SandboxShares>,
+    /// Keeps what containers share up to date while a session is open.
+    sharing: Option<AbortHandle>,
     refreshing: bool,
     /// Something changed while what had changed before was brought.
     refresh_again: bool,
@@ -105,6 +109,8 @@ pub(crate) enum Done {
     Drained(Box<ObservedContainer>, Told, SystemTime),
     Discarded,
     Refreshed,
+    /// The session ended, or the containers that shared something did.
+    Shared,
     /// `true` when the session broke in the middle.
     WroteBack(Box<(ObservedContainer, Told, SystemTime)>, bool),
 }
@@ -130,8 +136,11 @@ impl Containers {
     ) -> Self {
         let held =
             |(life, mark): (ContainerLife, _)| (life.id.clone(), Box::new(Held::new(life, mark)));
+        let shares = Arc::new(SandboxShares::new(sandbox.clone(), users));
         Self {
-            deliveries: Arc::new(Deliveries::new(node.clone(), users)),
+            deliveries: Arc::new(Deliveries::new(node.clone(), users, shares.clone())),
+            shares,
+            sharing: None,
             refreshing: false,
             refresh_again: false,
             node,
@@ -176,7 +185,7 @@ impl Containers {
     /// Says when the pumps that run have all of their output, and when all is brought back that containers wrote.
     pub(crate) fn drains(&self) -> Vec<watch::Receiver<bool>> {
         let pumps = self.held.values().filter_map(|held| held.pump.as_ref());
-        let writes = |held: &Held| held.life.kept.iter().any(|kept| kept.write_back);
+        let writes = |held: &Held| held.life.kept.iter().any(Kept::comes_back);
         let writers = self.held.values().filter(|held| writes(held));
         let writers = writers.map(|held| held.exited.subscribe());
         pumps.map(|pump| pump.drained.clone()).chain(writers).collect()
@@ -336,7 +345,7 @@ impl Containers {
                 }
             }
             Done::Drained(seen, told, now) => self.ended(&seen, told, now, session).await,
-            Done::Discarded => {}
+            Done::Discarded | Done::Shared => {}
             Done::Refreshed => self.refreshed(session),
             Done::WroteBack(seen, broke) => self.wrote_back(*seen, broke, session).await,
         }
@@ -385,6 +394,7 @@ impl Containers {
         self.node.board.post_container(life.status());
         self.held.insert(id.clone(), Box::new(Held::new(life, brought.mark)));
         self.follow();
+        self.keep_shared(session);
         for (volume, revision) in brought.revisions {
             self.node.follower.brought(&self.sandbox, &volume, Some(revision));
         }
@@ -487,6 +497,9 @@ impl Containers {
 
     /// A new session: pumps of the old one are begun anew when its list comes.
     pub(crate) fn session_ended(&mut self) {
+        if let Some(sharing) = self.sharing.take() {
+            sharing.abort();
+        }
         for held in self.held.values_mut() {
             if let Some(pump) = held.pump.take() {
                 pump.abort.abort();

@@ -11,11 +11,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::StreamExt;
+
 use super::Engine;
 use crate::engine::timeouts::{AGENT_CALL, CONTAINER_CALL};
 use crate::error::EngineError;
 use crate::ids::{ContainerId, SandboxId};
-use crate::session::duplex::{ExecStart, PortInputs, PortOutputs, ProgramInputs, ProgramOutputs};
+use crate::session::duplex::{
+    ExecStart, PortInputs, PortOutputs, ProgramInputs, ProgramOutput, ProgramOutputs,
+};
 use crate::session::{AgentSession, ExecRequest, ExecResult, SessionError};
 use crate::status::{ContainerState, ContainerStatus};
 
@@ -28,7 +32,13 @@ impl Engine {
         timeout: Option<Duration>,
     ) -> Result<ExecResult, EngineError> {
         let _call = self.call()?;
-        let session = self.session(&self.running_container(id)?.sandbox)?;
+        let sandbox = self.running_container(id)?.sandbox;
+        let session = self.session(&sandbox)?;
+        // What the node has is there when the command begins, and what it wrote is on the node when it is answered.
+        let shares = self.node.shares.of(&sandbox, id);
+        if let Some(shares) = &shares {
+            let _ = shares.update(&self.node, &session, id).await;
+        }
         let request =
             ExecRequest { container: id.clone(), args, timeout, output_limit: EXEC_OUTPUT_MAX };
         // The agent kills it in time; ours is the backstop for an agent that does not.
@@ -37,6 +47,9 @@ impl Engine {
             Ok(answer) => answer.map_err(agent("run a command"))?,
             Err(_) => return Err(EngineError::ExecTimedOut(timeout.unwrap_or(limit))),
         };
+        if let Some(shares) = &shares {
+            let _ = shares.update(&self.node, &session, id).await;
+        }
         match timeout {
             Some(limit) if result.timed_out => Err(EngineError::ExecTimedOut(limit)),
             _ => Ok(result),
@@ -49,8 +62,25 @@ impl Engine {
         start: ExecStart,
         input: ProgramInputs,
     ) -> Result<ProgramOutputs, EngineError> {
-        let session = self.open(&self.running_container(&start.container)?.sandbox)?;
-        begun("run a command", session.exec(start, input)).await
+        let (sandbox, id) =
+            (self.running_container(&start.container)?.sandbox, start.container.clone());
+        let session = self.open(&sandbox)?;
+        let Some(shares) = self.node.shares.of(&sandbox, &id) else {
+            return begun("run a command", session.exec(start, input)).await;
+        };
+        let _ = shares.update(&self.node, &session, &id).await;
+        let output = begun("run a command", session.exec(start, input)).await?;
+        let node = self.node.clone();
+        Ok(Box::pin(output.then(move |part| {
+            let (node, shares, session, id) =
+                (node.clone(), shares.clone(), session.clone(), id.clone());
+            async move {
+                if matches!(part, Ok(ProgramOutput::Exit(_))) {
+                    let _ = shares.update(&node, &session, &id).await;
+                }
+                part
+            }
+        })))
     }
 
     /// Connects to a running container's own streams: its output from now on, its input if it has one.

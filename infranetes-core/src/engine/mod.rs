@@ -52,6 +52,7 @@ mod parts;
 mod plan;
 mod retry;
 mod sandbox;
+mod share;
 mod sweep;
 mod system;
 mod timeouts;

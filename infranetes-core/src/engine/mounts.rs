@@ -8,10 +8,11 @@ use futures::TryStreamExt;
 use sha2::{Digest, Sha256};
 
 use crate::engine::node::Node;
+use crate::engine::share::Shared;
 use crate::error::{Cause, EngineError};
 use crate::mounts::{
-    Entry, EntryKind, Facts, FilesError, Follow, MountError, MountSource, MountSpec, NodeKind,
-    NodePath, Part, Parts, Place, Propagation, place,
+    Allowed, Entry, EntryKind, Facts, FilesError, Follow, MountError, MountSource, MountSpec,
+    Mounted, NodeKind, NodePath, Part, Parts, Place, Propagation, place,
 };
 use crate::session::{MachineImage, VolumeMount, VolumeMountSource};
 use crate::spec::{SandboxSpec, UserNamespace};
@@ -46,6 +47,8 @@ pub(crate) enum Content {
     Copy { path: NodePath, file: bool, whole: bool },
     /// A directory of the node that is not there.
     Nothing,
+    /// A directory of the node that is the machine's, too: it begins as this.
+    Shared { root: Entry, shared: Box<Shared> },
 }
 
 /// A copy that is more than a copy: it follows the node, or the node follows it.
@@ -58,9 +61,26 @@ pub(crate) struct Kept {
     pub(crate) follow: bool,
     /// What a container wrote is brought to the node when it exits.
     pub(crate) write_back: bool,
+    /// It is no copy: both sides have it together.
+    pub(crate) sharing: Option<Sharing>,
+}
+
+/// How a directory is shared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sharing {
+    /// Its number when it was mounted.
+    pub(crate) inode: u64,
+    pub(crate) mounted: Mounted,
+    /// Below which of its paths the container may write.
+    pub(crate) writable: Vec<PathBuf>,
 }
 
 impl Kept {
+    /// Whether something of it is brought to the node when the container exits.
+    pub(crate) fn comes_back(&self) -> bool {
+        self.write_back || self.sharing.is_some()
+    }
+
     /// The volume to bring again.
     pub(crate) fn volume(&self) -> Volume {
         let content = Content::Copy { path: self.path.clone(), file: self.file, whole: true };
@@ -193,7 +213,8 @@ impl Planner<'_> {
         let id = volume_id("copy", &path);
         let (follow, write_back) = (follow == Follow::Yes, file && !self.spec.read_only);
         if follow || write_back {
-            into.kept.push(Kept { id: id.clone(), path: path.clone(), file, follow, write_back });
+            let (id, path) = (id.clone(), path.clone());
+            into.kept.push(Kept { id, path, file, follow, write_back, sharing: None });
         }
         into.add(self.spec, id, Content::Copy { path, file, whole: true }, String::new());
         Ok(())
@@ -201,12 +222,18 @@ impl Planner<'_> {
 
     /// A copy of any other path, as far as the operator allows it.
     async fn host(&self, path: &Path, into: &mut Mounts) -> Result<(), MountError> {
-        self.spec.is_private()?;
         let policy = &self.node.config.mounts;
         let resolved = self.node.parts.files.resolve(path).await?;
-        policy.allow(&resolved, self.spec.read_only)?;
+        let allowed = policy.allow(&resolved, self.spec.read_only);
+        if !matches!(allowed, Ok(Allowed::Shared)) {
+            self.spec.is_private()?;
+        }
+        let allowed = allowed?;
         let path = NodePath::resolved(&resolved);
         let facts = self.look(&path).await?;
+        if allowed == Allowed::Shared {
+            return self.share(path, facts, into);
+        }
         if facts.kind == NodeKind::Missing {
             // Others make the directory then. In the machine it is there; the node's disk is left alone.
             into.add(self.spec, volume_id("nothing", &path), Content::Nothing, String::new());
@@ -216,17 +243,50 @@ impl Planner<'_> {
         let file = facts.kind == NodeKind::File;
         let content = Content::Copy { path, file, whole: false };
         into.add(self.spec, id.clone(), content, String::new());
-        // What is mounted below a path that is read-only, but not recursively so, may be written to.
-        let writable = self.spec.read_only && !self.spec.recursive_read_only;
-        if writable && policy.allow(&resolved, false).is_ok() {
-            let below = facts.submounts.iter().take(SUBMOUNTS_MAX).filter_map(|path| path.to_str());
-            into.mounts.extend(below.map(|below| VolumeMount {
-                destination: format!("{}/{below}", self.spec.destination.trim_end_matches('/')),
-                source: VolumeMountSource::Volume(id.clone()),
-                sub_path: below.to_owned(),
-                options: vec!["bind".to_owned(), "rw".to_owned()],
-            }));
+        if policy.allow(&resolved, false).is_ok() {
+            self.writable_below(&id, &facts.submounts, into);
         }
+        Ok(())
+    }
+
+    /// What is mounted below a path that is read-only, but not recursively so, may be written to. Gives the paths.
+    fn writable_below(&self, id: &str, submounts: &[PathBuf], into: &mut Mounts) -> Vec<PathBuf> {
+        if !self.spec.read_only || self.spec.recursive_read_only {
+            return Vec::new();
+        }
+        let below = submounts.iter().take(SUBMOUNTS_MAX).filter_map(|path| path.to_str());
+        let below: Vec<&str> = below.collect();
+        into.mounts.extend(below.iter().map(|below| VolumeMount {
+            destination: format!("{}/{below}", self.spec.destination.trim_end_matches('/')),
+            source: VolumeMountSource::Volume(id.to_owned()),
+            sub_path: (*below).to_owned(),
+            options: vec!["bind".to_owned(), "rw".to_owned()],
+        }));
+        below.iter().map(PathBuf::from).collect()
+    }
+
+    /// A directory that the machine has together with the node.
+    fn share(&self, path: NodePath, facts: Facts, into: &mut Mounts) -> Result<(), MountError> {
+        match facts.kind {
+            NodeKind::Directory => {}
+            NodeKind::Missing => return Err(FilesError::Missing(path.shown()).into()),
+            NodeKind::File => return Err(MountError::SharedFile(path.shown())),
+        }
+        let mounted = match self.spec.propagation {
+            Propagation::Private => Mounted::Then(facts.submounts.clone()),
+            _ => Mounted::Now,
+        };
+        // Containers that were promised other things of one directory have it twice.
+        let id = volume_id(&format!("shared {} {mounted:?}", facts.inode), &path);
+        let below = self.writable_below(&id, &facts.submounts, into);
+        let writable = if self.spec.read_only { below } else { vec![PathBuf::new()] };
+        let sharing = Sharing { inode: facts.inode, mounted, writable };
+        let shared = Box::new(Shared::new(&id, &path, &sharing));
+        let Facts { mode, uid, gid, .. } = facts;
+        let root = Entry { mode, uid, gid, ..Entry::plain_directory() };
+        into.add(self.spec, id.clone(), Content::Shared { root, shared }, String::new());
+        let (file, follow, write_back) = (false, false, false);
+        into.kept.push(Kept { id, path, file, follow, write_back, sharing: Some(sharing) });
         Ok(())
     }
 
@@ -255,7 +315,12 @@ impl Mounts {
                 rename(id);
             }
         }
-        self.volumes.iter_mut().for_each(|volume| rename(&mut volume.id));
+        for volume in &mut self.volumes {
+            rename(&mut volume.id);
+            if let Content::Shared { shared, .. } = &mut volume.content {
+                rename(&mut shared.id);
+            }
+        }
         self.kept.iter_mut().for_each(|kept| rename(&mut kept.id));
     }
 

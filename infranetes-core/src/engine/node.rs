@@ -12,6 +12,7 @@ use crate::engine::calls::Calls;
 use crate::engine::config::{EngineConfig, HandlerConfig};
 use crate::engine::follow::Follower;
 use crate::engine::parts::EngineParts;
+use crate::engine::share::Shares;
 use crate::engine::timeouts::COMMIT;
 use crate::error::EngineError;
 use crate::ids::{ContainerId, SandboxId};
@@ -27,6 +28,7 @@ pub(crate) struct Node {
     pub(crate) looks: Semaphore,
     pub(crate) board: Board,
     pub(crate) follower: Follower,
+    pub(crate) shares: Shares,
     /// One restore looks at a time whether somebody else has what it wants.
     pub(crate) restoring: tokio::sync::Mutex<()>,
     tasks: Mutex<JoinSet<()>>,
@@ -44,6 +46,7 @@ impl Node {
             looks: Semaphore::new(LOOKS_MAX),
             board,
             follower,
+            shares: Shares::default(),
             restoring: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
         }

@@ -51,6 +51,8 @@ pub(crate) const IMPORT: Duration = Duration::from_secs(600);
 pub(crate) const LOG_REST: Duration = Duration::from_secs(2);
 /// One volume on its way into a machine.
 pub(crate) const DELIVERY: Duration = Duration::from_secs(60);
+/// One round of what a container shares with the node, before a command begins in it or its end is told.
+pub(crate) const SHARE: Duration = Duration::from_secs(6);
 /// What a container wrote, on its way to the node before anybody hears that it exited.
 pub(crate) const WRITE_BACK: Duration = Duration::from_secs(8);
 /// From the agent's word that a container ended until its watch says how, what it wrote is on the node, and the rest of its

@@ -6,15 +6,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures::StreamExt;
-use futures::stream::unfold;
+use futures::stream::{BoxStream, unfold};
 use rustix::fs::{FileType, OFlags, fstat, statfs};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_blocking;
 
 use super::kernel::{Mounts, pseudo};
+use super::shared;
 use super::walk::{self, io};
 use super::{Facts, FilesError, Limits, NodeFiles, NodeKind, NodePath, Part, Parts};
+use super::{Incoming, Opened, SharedPath, SharedTree, Taken};
 
 type Result<T> = std::result::Result<T, FilesError>;
 
@@ -84,6 +87,53 @@ impl NodeFiles for DiskFiles {
         let path = path.clone();
         blocking(path.shown(), move || write(&path, &content)).await
     }
+
+    async fn scan_shared(&self, path: &SharedPath, limits: Limits) -> Result<SharedTree> {
+        let path = path.clone();
+        blocking(path.path.shown(), move || shared::scan(&path, limits)).await
+    }
+
+    async fn open_shared(&self, path: &SharedPath, below: &Path) -> Result<Option<Opened>> {
+        let (path, below) = (path.clone(), below.to_owned());
+        let shown = path.path.shown().join(&below);
+        let opened = blocking(shown.clone(), move || shared::open_entry(&path, &below)).await?;
+        Ok(opened.map(|(entry, file)| {
+            let rest = entry.size;
+            Opened { entry, data: pieces(file.map(|file| (file, rest)), shown) }
+        }))
+    }
+
+    async fn take_shared(
+        &self,
+        path: &SharedPath,
+        incoming: mpsc::Receiver<Incoming>,
+    ) -> Result<Vec<Taken>> {
+        let path = path.clone();
+        blocking(path.path.shown(), move || shared::take(&path, incoming)).await
+    }
+}
+
+/// The content of a file, read as it is asked for. No more than it had when it was opened: it may grow as fast as it is read.
+fn pieces(file: Option<(File, u64)>, shown: PathBuf) -> BoxStream<'static, Result<Bytes>> {
+    unfold(file, move |file| {
+        let shown = shown.clone();
+        async move {
+            let (mut file, rest) = file.filter(|(_, rest)| *rest > 0)?;
+            let read = blocking(shown.clone(), move || {
+                let piece = shared::piece(&mut file, rest, &shown)?;
+                Ok((piece, file))
+            });
+            match read.await {
+                Ok((piece, _)) if piece.is_empty() => None,
+                Ok((piece, file)) => {
+                    let rest = rest.saturating_sub(piece.len() as u64);
+                    Some((Ok(piece), Some((file, rest))))
+                }
+                Err(error) => Some((Err(error), None)),
+            }
+        }
+    })
+    .boxed()
 }
 
 fn resolve(path: &Path) -> Result<PathBuf> {
@@ -114,6 +164,7 @@ fn look(path: &NodePath) -> Result<Facts> {
         mode: 0,
         uid: 0,
         gid: 0,
+        inode: 0,
         memory_bytes: None,
         huge_pages: false,
         submounts: Vec::new(),
@@ -128,8 +179,8 @@ fn look(path: &NodePath) -> Result<Facts> {
         FileType::Directory => NodeKind::Directory,
         other => return Err(walk::special(shown, other)),
     };
-    let mut facts =
-        Facts { kind, mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid, ..nothing };
+    let (mode, uid, gid, inode) = (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid, stat.st_ino);
+    let mut facts = Facts { kind, mode, uid, gid, inode, ..nothing };
     if kind == NodeKind::Directory {
         let real = real(path)?;
         let mounts = mounts()?;

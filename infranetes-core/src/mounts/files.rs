@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use tokio::sync::mpsc::Receiver;
 
+use super::shared::{Incoming, Opened, SharedPath, SharedTree, Taken};
 use crate::error::FailureKind;
 
 /// Reads and writes the node's files for mounts. None of it follows a link below a [`NodePath`]'s root.
@@ -34,6 +36,28 @@ pub trait NodeFiles: Send + Sync + 'static {
 
     /// Replaces the content of a regular file that is there.
     async fn write(&self, path: &NodePath, content: Vec<u8>) -> Result<(), FilesError>;
+
+    /// All that is in a shared directory. Cheap enough to be asked once a second.
+    async fn scan_shared(
+        &self,
+        path: &SharedPath,
+        limits: Limits,
+    ) -> Result<SharedTree, FilesError>;
+
+    /// Opens something in a shared directory; `None` when it is gone, or is none that travels.
+    async fn open_shared(
+        &self,
+        path: &SharedPath,
+        below: &Path,
+    ) -> Result<Option<Opened>, FilesError>;
+
+    /// Changes a shared directory as what comes says; a file that is not whole when no more comes leaves nothing. Of each
+    /// entry it says what became of it.
+    async fn take_shared(
+        &self,
+        path: &SharedPath,
+        incoming: Receiver<Incoming>,
+    ) -> Result<Vec<Taken>, FilesError>;
 }
 
 /// A tree on its way.
@@ -72,6 +96,8 @@ pub struct Facts {
     pub uid: u32,
     /// Its group.
     pub gid: u32,
+    /// Its number in its file system.
+    pub inode: u64,
     /// It is the root of a tmpfs of so many bytes.
     pub memory_bytes: Option<u64>,
     /// It is the root of huge pages.
@@ -184,6 +210,9 @@ pub enum FilesError {
     /// A link or `..` stands where none may be.
     #[error("{0} leads through a link or out of where it has to be")]
     Astray(PathBuf),
+    /// Another directory took its place.
+    #[error("{0} is not the directory any more that it was when it was mounted")]
+    Another(PathBuf),
     /// Too much of something.
     #[error(
         "{path} has more than {most} {what}; `{key}` in [mounts] of the configuration is the limit"
@@ -230,6 +259,7 @@ impl FilesError {
             Self::Special { .. } => FailureKind::Unsupported,
             Self::Astray(_) => FailureKind::Invalid,
             Self::TooMuch { .. } | Self::TooDeep { .. } => FailureKind::Exhausted,
+            Self::Another(_) => FailureKind::WrongState,
             Self::Changed(_) => FailureKind::Unavailable,
             Self::Io { .. } => FailureKind::Internal,
         }

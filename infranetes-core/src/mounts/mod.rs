@@ -8,7 +8,8 @@
 //!                                configmap, secret, projected …    a copy that follows the node, read-only as the kubelet asks
 //!                                a file that may be written        a copy; its content flows back when a container exits
 //!                                subPath of any of these           a copy, or the part of the emptyDir; it does not follow
-//!  any other path of the node    by the operator's policy          a copy; refused unless the configuration names the path
+//!  any other path of the node    by the operator's policy          a copy, or a directory that both sides have together; refused
+//!                                                                  unless the configuration names the path
 //!  an image                                                        its layers in the machine, read-only
 //! ```
 //!
@@ -21,6 +22,7 @@ mod files;
 mod kernel;
 mod place;
 mod policy;
+mod shared;
 mod walk;
 
 pub use disk::DiskFiles;
@@ -28,7 +30,12 @@ pub use files::{
     Entry, EntryKind, Facts, FilesError, Limits, NodeFiles, NodeKind, NodePath, Part, Parts,
 };
 pub(crate) use place::{Follow, Place, place};
+pub(crate) use policy::Allowed;
 pub use policy::{MountError, MountPolicy};
+pub(crate) use shared::{DEPTH_MAX, Plan, ToMachine, ToNode, is_temporary, plan};
+pub use shared::{
+    Incoming, Mounted, Opened, SharedEntry, SharedKind, SharedPath, SharedTree, Taken,
+};
 
 use crate::spec::UserNamespace;
 

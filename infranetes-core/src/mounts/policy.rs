@@ -15,8 +15,13 @@ pub struct MountPolicy {
     pub host_paths: Vec<PathBuf>,
     /// Other paths of the node that may be copied for mounts that containers write to: what they write is gone with the machine.
     pub scratch_host_paths: Vec<PathBuf>,
+    /// Other paths of the node that machines share: what containers write is brought to the node, and what changes there is
+    /// brought to them. What is here is nothing of the two lists above.
+    pub shared_host_paths: Vec<PathBuf>,
     /// What one mount may have.
     pub limits: Limits,
+    /// What one shared path may have, on either side.
+    pub shared_limits: Limits,
     /// The most bytes of a file that flow back; of a longer one, the last.
     pub write_back_bytes: u64,
 }
@@ -27,26 +32,40 @@ impl Default for MountPolicy {
             kubelet_dir: "/var/lib/kubelet".into(),
             host_paths: Vec::new(),
             scratch_host_paths: Vec::new(),
+            shared_host_paths: Vec::new(),
             limits: Limits::default(),
+            shared_limits: Limits::default(),
             write_back_bytes: 1 << 20,
         }
     }
 }
 
 impl MountPolicy {
-    /// Whether a path of the node that is not a pod's may be copied. `path` has no links left in it.
-    pub(crate) fn allow(&self, path: &Path, read_only: bool) -> Result<(), MountError> {
+    /// What a mount of a path of the node that is not a pod's may be. `path` has no links left in it.
+    pub(crate) fn allow(&self, path: &Path, read_only: bool) -> Result<Allowed, MountError> {
         if let Some((_, reason)) = NEVER.iter().find(|(prefix, _)| path.starts_with(prefix)) {
             return Err(MountError::Never { path: path.to_owned(), reason });
         }
         let within = |allowed: &[PathBuf]| allowed.iter().any(|prefix| path.starts_with(prefix));
+        if within(&self.shared_host_paths) {
+            return Ok(Allowed::Shared);
+        }
         match (within(&self.scratch_host_paths), within(&self.host_paths)) {
-            (true, _) => Ok(()),
-            (_, true) if read_only => Ok(()),
+            (true, _) => Ok(Allowed::Copy),
+            (_, true) if read_only => Ok(Allowed::Copy),
             (_, true) => Err(MountError::Writable(path.to_owned())),
             _ => Err(MountError::Denied(path.to_owned())),
         }
     }
+}
+
+/// What a mount may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Allowed {
+    /// A copy.
+    Copy,
+    /// The node's and the machine's together.
+    Shared,
 }
 
 impl MountSpec {
@@ -90,7 +109,7 @@ pub enum MountError {
     Contradiction(&'static str),
     /// Mounts do not cross the border of a machine.
     #[error(
-        "its propagation is {0}, and mounts of the node do not reach into a machine, nor the other way; only PRIVATE is possible"
+        "its propagation is {0}, and mounts do not cross the border of a machine; PRIVATE is possible, and HOST_TO_CONTAINER for paths in `shared_host_paths`"
     )]
     Propagation(&'static str),
     /// Owners cannot be mapped in another way than the pod's users are.
@@ -100,12 +119,12 @@ pub enum MountError {
     Users,
     /// The policy does not allow it.
     #[error(
-        "{0} is a path of the node, and pods in machines do not share its files; an operator can let machines have copies by `host_paths` or `scratch_host_paths` in [mounts] of the configuration"
+        "{0} is a path of the node, and pods in machines do not share its files; an operator can let machines have copies by `host_paths` or `scratch_host_paths`, or share them by `shared_host_paths`, in [mounts] of the configuration"
     )]
     Denied(PathBuf),
     /// The policy allows it for mounts that are read-only.
     #[error(
-        "copies of {0} may only be mounted read-only; what a container writes would be lost, which an operator can allow by `scratch_host_paths` in [mounts] of the configuration"
+        "copies of {0} may only be mounted read-only; what a container writes would be lost, which an operator can allow by `scratch_host_paths`, or brought to the node by `shared_host_paths`, in [mounts] of the configuration"
     )]
     Writable(PathBuf),
     /// No policy can make sense of it.
@@ -129,6 +148,11 @@ pub enum MountError {
     /// A part of a volume that is not mounted where the kubelet mounts such parts.
     #[error("{0} is no part of a volume: nothing is mounted there")]
     NoPart(PathBuf),
+    /// Only directories are shared.
+    #[error(
+        "{0} is a file, and only directories are shared with machines; mount the directory that it is in"
+    )]
+    SharedFile(PathBuf),
     /// Huge pages cannot be had.
     #[error("an emptyDir of huge pages cannot be had in a machine")]
     HugePages,
@@ -147,6 +171,7 @@ impl MountError {
             | Self::Users
             | Self::Never { .. }
             | Self::Plugin { .. }
+            | Self::SharedFile(_)
             | Self::HugePages => FailureKind::Unsupported,
             Self::Files(error) => error.kind(),
         }
@@ -239,7 +264,8 @@ mod tests {
     fn paths_of_the_node_are_denied_unless_the_configuration_names_them() {
         let policy = MountPolicy {
             host_paths: vec!["/etc/ssl".into(), "/".into()],
-            scratch_host_paths: vec!["/tmp".into()],
+            scratch_host_paths: vec!["/tmp".into(), "/srv/cache".into()],
+            shared_host_paths: vec!["/srv".into(), "/tmp/out".into()],
             ..MountPolicy::default()
         };
         let strict = MountPolicy { host_paths: vec!["/etc/ssl".into()], ..MountPolicy::default() };
@@ -261,10 +287,21 @@ mod tests {
             (&policy, "/dev/shm", true, "shared memory"),
             (&policy, "/dev/sda", true, "devices"),
             (&policy, "/device", true, ""),
+            (&policy, "/srv/data", false, "shared"),
+            (&policy, "/srv/data", true, "shared"),
+            (&policy, "/srv/cache", false, "shared"),
+            (&policy, "/tmp/out/x", true, "shared"),
+            (&policy, "/tmp/outer", false, ""),
+            (&strict, "/srv/data", false, "shared_host_paths"),
+            (&strict, "/etc/ssl", false, "shared_host_paths"),
         ];
         for (policy, path, read_only, refusal) in cases {
             let allowed = policy.allow(Path::new(path), read_only);
-            let said = allowed.err().map(|error| error.to_string()).unwrap_or_default();
+            let said = match allowed {
+                Ok(Allowed::Copy) => String::new(),
+                Ok(Allowed::Shared) => "shared".to_owned(),
+                Err(error) => error.to_string(),
+            };
             assert!(
                 said.contains(refusal) && said.is_empty() == refusal.is_empty(),
                 "{path}: {said}"

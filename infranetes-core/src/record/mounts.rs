@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::fields::UsersField;
-use crate::engine::mounts::Kept;
-use crate::mounts::{MountSource, MountSpec, NodePath, Propagation};
+use crate::engine::mounts::{Kept, Sharing};
+use crate::mounts::{MountSource, MountSpec, Mounted, NodePath, Propagation};
 
 /// A mount, as it was asked for.
 #[derive(Serialize, Deserialize)]
@@ -44,6 +44,16 @@ pub(crate) struct KeptField {
     file: bool,
     follow: bool,
     write_back: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sharing: Option<SharingField>,
+}
+
+/// How a directory is shared. Paths are relative; without `mounted`, whatever is mounted belongs to it.
+#[derive(Serialize, Deserialize)]
+struct SharingField {
+    inode: u64,
+    mounted: Option<Vec<String>>,
+    writable: Vec<String>,
 }
 
 impl From<&MountSpec> for VolumeField {
@@ -109,6 +119,14 @@ impl From<&Kept> for KeptField {
             file: kept.file,
             follow: kept.follow,
             write_back: kept.write_back,
+            sharing: kept.sharing.as_ref().map(|sharing| SharingField {
+                inode: sharing.inode,
+                mounted: match &sharing.mounted {
+                    Mounted::Then(paths) => Some(paths.iter().map(|path| text(path)).collect()),
+                    Mounted::Now => None,
+                },
+                writable: sharing.writable.iter().map(|path| text(path)).collect(),
+            }),
         }
     }
 }
@@ -121,6 +139,14 @@ impl From<KeptField> for Kept {
             file: field.file,
             follow: field.follow,
             write_back: field.write_back,
+            sharing: field.sharing.map(|field| Sharing {
+                inode: field.inode,
+                mounted: match field.mounted {
+                    Some(paths) => Mounted::Then(paths.into_iter().map(Into::into).collect()),
+                    None => Mounted::Now,
+                },
+                writable: field.writable.into_iter().map(Into::into).collect(),
+            }),
         }
     }
 }

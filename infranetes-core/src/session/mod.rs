@@ -5,10 +5,12 @@
 
 pub mod duplex;
 pub(crate) mod names;
+mod shared;
 pub mod tls;
 mod volumes;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,10 +18,13 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 
 use self::duplex::{ExecStart, PortInputs, PortOutputs, ProgramInputs, ProgramOutputs};
+pub use self::shared::{
+    MachineEntry, VolumeChange, VolumeChanges, VolumePart, VolumeParts, VolumeScan,
+};
 pub use self::volumes::{VolumeKind, VolumeMount, VolumeMountSource, VolumeSource};
 use crate::error::FailureKind;
 use crate::ids::{ContainerId, SandboxId};
-use crate::mounts::FilesError;
+use crate::mounts::{FilesError, Limits};
 use crate::network::NetworkLayout;
 use crate::spec::{
     ContainerResources, DeviceSpec, Dns, EnvVar, MachineMount, PidMode, PodIdentity, SecuritySpec,
@@ -189,6 +194,34 @@ pub trait AgentSession: Send + Sync + 'static {
     /// The last bytes, at most so many, of a volume that is one file; `None` when it is as it was delivered.
     async fn read_volume(&self, id: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, SessionError>;
 
+    /// What the machine has of a shared directory, unless that is what it was at this revision. An agent from before there were
+    /// shared directories refuses with [`FailureKind::Unsupported`], and already their delivery.
+    async fn scan_volume(
+        &self,
+        id: &str,
+        known: &[u8],
+        limits: Limits,
+    ) -> Result<VolumeScan, SessionError> {
+        let _ = (id, known, limits);
+        Err(shares_nothing())
+    }
+
+    /// Reads entries of a shared directory. What is gone is left out.
+    async fn read_entries(
+        &self,
+        id: &str,
+        paths: Vec<PathBuf>,
+    ) -> Result<VolumeParts, SessionError> {
+        let _ = (id, paths);
+        Err(shares_nothing())
+    }
+
+    /// Changes entries of a shared directory, and says what is agreed on; answers how many were left alone.
+    async fn put_entries(&self, id: &str, changes: VolumeChanges) -> Result<u64, SessionError> {
+        let _ = (id, changes);
+        Err(shares_nothing())
+    }
+
     /// What the machine uses.
     async fn usage(&self) -> Result<MachineUsage, SessionError>;
 
@@ -207,6 +240,11 @@ pub trait AgentSession: Send + Sync + 'static {
 
     /// Stops all containers and powers the machine off; returns when the agent agreed.
     async fn shutdown(&self, grace: Duration) -> Result<(), SessionError>;
+}
+
+fn shares_nothing() -> SessionError {
+    let message = "this agent knows no shared directories".to_owned();
+    SessionError::Refused { kind: FailureKind::Unsupported, message }
 }
 
 /// One container's output on its way.

@@ -22,6 +22,8 @@ pub enum VolumeKind {
     Tree,
     /// One file, which a new delivery is written over.
     File,
+    /// A directory that containers and the node own together; a new delivery changes nothing.
+    Shared,
     /// A directory that containers own; a new delivery changes nothing.
     Empty {
         /// In memory of this size; 0 is wherever the machine has room.

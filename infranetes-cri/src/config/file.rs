@@ -96,8 +96,11 @@ pub(super) struct Mounts {
     pub(super) kubelet_dir: Option<PathBuf>,
     pub(super) host_paths: Vec<PathBuf>,
     pub(super) scratch_host_paths: Vec<PathBuf>,
+    pub(super) shared_host_paths: Vec<PathBuf>,
     pub(super) copy_mib: Option<usize>,
     pub(super) copy_entries: Option<usize>,
+    pub(super) shared_mib: Option<usize>,
+    pub(super) shared_entries: Option<usize>,
     pub(super) write_back_kib: Option<usize>,
 }
 

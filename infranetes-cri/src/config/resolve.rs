@@ -313,15 +313,23 @@ fn mounts(written: file::Mounts) -> Result<MountPolicy> {
     let copy_mib = count(&["mounts", "copy_mib"], written.copy_mib, COPY_MIB, 4096)?;
     let entries = default.limits.entries;
     let copy_entries = count(&["mounts", "copy_entries"], written.copy_entries, entries, 200_000)?;
+    let shared_mib = count(&["mounts", "shared_mib"], written.shared_mib, COPY_MIB, 4096)?;
+    let shared_entries = &["mounts", "shared_entries"];
+    let shared_entries = count(shared_entries, written.shared_entries, entries, 200_000)?;
     let write_back = &["mounts", "write_back_kib"];
     let write_back_kib = count(write_back, written.write_back_kib, WRITE_BACK_KIB, 16 << 10)?;
     Ok(MountPolicy {
         kubelet_dir: plain(&["mounts", "kubelet_dir"], kubelet_dir)?,
         host_paths: paths("host_paths", written.host_paths)?,
         scratch_host_paths: paths("scratch_host_paths", written.scratch_host_paths)?,
+        shared_host_paths: paths("shared_host_paths", written.shared_host_paths)?,
         limits: infranetes_core::mounts::Limits {
             bytes: (copy_mib as u64) << 20,
             entries: copy_entries,
+        },
+        shared_limits: infranetes_core::mounts::Limits {
+            bytes: (shared_mib as u64) << 20,
+            entries: shared_entries,
         },
         write_back_bytes: (write_back_kib as u64) << 10,
     })

@@ -8,9 +8,11 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::iter;
 use infranetes_core::mounts::{
-    Entry, EntryKind, Facts, FilesError, Limits, MountSource, MountSpec, NodeFiles, NodeKind,
-    NodePath, Part, Parts, Propagation,
+    Entry, EntryKind, Facts, FilesError, Incoming, Limits, MountSource, MountSpec, NodeFiles,
+    NodeKind, NodePath, Opened, Part, Parts, Propagation, SharedPath, SharedTree, Taken,
 };
+
+use tokio::sync::mpsc::Receiver;
 
 use crate::sim::scenario::Sabotage;
 use crate::sim::seam::Seams;
@@ -89,6 +91,7 @@ impl NodeFiles for SimFiles {
             mode: 0o755,
             uid: 0,
             gid: 0,
+            inode: 0,
             memory_bytes: None,
             huge_pages: false,
             submounts: Vec::new(),
@@ -128,6 +131,22 @@ impl NodeFiles for SimFiles {
         }
         self.seams.pass("files: after write").await;
         Ok(())
+    }
+
+    async fn scan_shared(&self, path: &SharedPath, _: Limits) -> Result<SharedTree, FilesError> {
+        Err(Self::missing(&path.path))
+    }
+
+    async fn open_shared(&self, path: &SharedPath, _: &Path) -> Result<Option<Opened>, FilesError> {
+        Err(Self::missing(&path.path))
+    }
+
+    async fn take_shared(
+        &self,
+        path: &SharedPath,
+        _: Receiver<Incoming>,
+    ) -> Result<Vec<Taken>, FilesError> {
+        Err(Self::missing(&path.path))
     }
 }
 

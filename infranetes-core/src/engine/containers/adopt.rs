@@ -96,6 +96,7 @@ impl Containers {
             self.held.insert(life.id.clone(), Box::new(Held::new(life, mark)));
         }
         self.follow();
+        self.keep_shared(Some(session));
         for (volume, revision) in revisions {
             self.node.follower.brought(&self.sandbox, &volume, Some(revision));
         }

@@ -33,6 +33,7 @@ impl Containers {
                 }
                 self.follow();
                 self.refresh(Some(session));
+                self.keep_shared(Some(session));
             }
             WatchEvent::Changed(seen) => self.changed(seen, Told::AtOnce, session).await,
             WatchEvent::Removed(id) => self.vanished(&id).await,

@@ -1,18 +1,22 @@
 //! Volumes of a sandbox's containers: brought before a container is made, brought again when the node's files change, and
 //! brought back when a container exits.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures::future::join;
 use tokio::sync::Mutex;
+use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
 use super::held::Told;
-use super::{Containers, Done};
+use super::{Containers, Done, Held};
 use crate::engine::follow::Follower;
 use crate::engine::link::bounded;
 use crate::engine::mounts::{Content, Kept, Volume, only, owned};
 use crate::engine::node::Node;
+use crate::engine::share::{Holds, SandboxShares, Shared};
 use crate::engine::timeouts::{AGENT_CALL, DELIVERY, WRITE_BACK};
 use crate::error::Cause;
 use crate::ids::SandboxId;
@@ -27,14 +31,19 @@ pub(super) struct Deliveries {
     turn: Mutex<()>,
     /// The pod's, where they are others in the machine.
     users: Option<UserNamespace>,
+    shares: Arc<SandboxShares>,
 }
 
 /// A volume's id, and the revision at which the machine has it now.
 pub(super) type Delivered = (String, Result<String, SessionError>);
 
 impl Deliveries {
-    pub(super) fn new(node: Arc<Node>, users: Option<UserNamespace>) -> Self {
-        Self { node, turn: Mutex::new(()), users }
+    pub(super) fn new(
+        node: Arc<Node>,
+        users: Option<UserNamespace>,
+        shares: Arc<SandboxShares>,
+    ) -> Self {
+        Self { node, turn: Mutex::new(()), users, shares }
     }
 
     /// Brings what the machine has not, or has at another revision.
@@ -99,6 +108,9 @@ impl Deliveries {
                 let root = self.made_now(Entry::plain_directory());
                 (VolumeKind::Tree, "nothing".to_owned(), only(root))
             }
+            Content::Shared { root, .. } => {
+                (VolumeKind::Shared, "shared".to_owned(), only(root.clone()))
+            }
             Content::Copy { path, file, whole } => {
                 let kind = if *file { VolumeKind::File } else { VolumeKind::Tree };
                 let revision = self.revision(path).await.map_err(SessionError::Files)?;
@@ -114,6 +126,9 @@ impl Deliveries {
                 VolumeSource { id: volume.id.clone(), kind, revision: revision.clone(), parts };
             session.put_volume(source).await?;
         }
+        if let Content::Shared { shared, .. } = &volume.content {
+            self.shares.first(&self.node, session, shared).await?;
+        }
         Ok(revision)
     }
 
@@ -128,6 +143,29 @@ impl Containers {
     /// Follows what containers that have not ended have copies of.
     pub(super) fn follow(&self) {
         self.node.follower.set(&self.sandbox, &self.followed());
+        let mut holds = BTreeMap::new();
+        for (id, held) in &self.held {
+            let shared: Vec<Shared> = held.life.kept.iter().filter_map(Shared::of).collect();
+            if !shared.is_empty() {
+                let alive = held.life.state != ContainerState::Exited;
+                holds.insert(id.clone(), Holds { shared, alive });
+            }
+        }
+        self.node.shares.set(&self.shares, holds);
+    }
+
+    /// Keeps what containers share up to date from now on, if any does.
+    pub(super) fn keep_shared(&mut self, session: Option<&Arc<dyn AgentSession>>) {
+        let Some(session) = session.cloned() else { return };
+        let shares = |held: &Held| held.life.kept.iter().any(|kept| kept.sharing.is_some());
+        let idle = self.sharing.as_ref().is_none_or(AbortHandle::is_finished);
+        if idle && self.held.values().any(|held| shares(held)) {
+            let (node, shares) = (self.node.clone(), self.shares.clone());
+            self.sharing = Some(self.work.spawn(async move {
+                shares.follow(&node, &session).await;
+                Done::Shared
+            }));
+        }
     }
 
     fn followed(&self) -> Vec<&Kept> {
@@ -176,7 +214,7 @@ impl Containers {
     ) -> bool {
         let Some(held) = self.held.get_mut(&seen.id) else { return false };
         let back: Vec<Kept> =
-            held.life.kept.iter().filter(|kept| kept.write_back).cloned().collect();
+            held.life.kept.iter().filter(|kept| kept.comes_back()).cloned().collect();
         // What ends already has been brought back.
         if back.is_empty() || held.ending || held.life.state == ContainerState::Exited {
             return false;
@@ -184,8 +222,11 @@ impl Containers {
         if !held.writing_back {
             held.writing_back = true;
             let (node, session, seen) = (self.node.clone(), session.clone(), seen.clone());
+            let shares = self.shares.clone();
             self.work.spawn(async move {
-                let broke = write_back(&node, session, &back).await;
+                let files = write_back(&node, &session, &back);
+                let (broke, shared) = join(files, shares.update(&node, &session, &seen.id)).await;
+                let broke = broke || shared.is_err();
                 Done::WroteBack(Box::new((seen, told, now)), broke)
             });
         }
@@ -251,9 +292,9 @@ fn note(
 }
 
 /// True when the session broke in the middle. Whatever else fails is logged: the container has exited all the same.
-async fn write_back(node: &Node, session: Arc<dyn AgentSession>, kept: &[Kept]) -> bool {
+async fn write_back(node: &Node, session: &Arc<dyn AgentSession>, kept: &[Kept]) -> bool {
     let all = async {
-        for one in kept {
+        for one in kept.iter().filter(|one| one.write_back) {
             match session.read_volume(&one.id, node.config.mounts.write_back_bytes).await {
                 Ok(None) => {}
                 Ok(Some(content)) => {

@@ -18,6 +18,7 @@ mod enrol;
 mod failure;
 mod meeting;
 mod session;
+mod shared;
 mod streams;
 mod trust;
 mod volumes;

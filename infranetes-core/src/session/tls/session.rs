@@ -1,6 +1,7 @@
 //! One open session to one agent.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -27,13 +28,14 @@ use super::enrol::{First, server_name};
 use super::failure::{bounded, failed, refused, tls_problem, within};
 use super::meeting::{Meeting, MeetingError};
 use super::trust::NodeTrust;
-use super::{convert, duplex, streams, volumes};
+use super::{convert, duplex, shared, streams, volumes};
 use crate::ids::ContainerId;
+use crate::mounts::Limits;
 use crate::session::duplex::{ExecStart, PortInputs, PortOutputs, ProgramInputs, ProgramOutputs};
 use crate::session::{
     AgentHello, AgentIdentity, AgentSession, Binding, Bound, ContainerPlan, ExecRequest,
-    ExecResult, LayerSource, LogSource, MachineImage, MachineUsage, SessionError, VolumeSource,
-    WatchEvent,
+    ExecResult, LayerSource, LogSource, MachineImage, MachineUsage, SessionError, VolumeChanges,
+    VolumeParts, VolumeScan, VolumeSource, WatchEvent,
 };
 use crate::spec::ContainerResources;
 use crate::stats::StatsSample;
@@ -338,6 +340,27 @@ impl AgentSession for TlsSession {
 
     async fn read_volume(&self, id: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, SessionError> {
         bounded(CALL_TIMEOUT, volumes::read(self.client(), id, bytes_max)).await
+    }
+
+    async fn scan_volume(
+        &self,
+        id: &str,
+        known: &[u8],
+        limits: Limits,
+    ) -> Result<VolumeScan, SessionError> {
+        bounded(CALL_TIMEOUT, shared::scan(self.client(), id, known, limits)).await
+    }
+
+    async fn read_entries(
+        &self,
+        id: &str,
+        paths: Vec<PathBuf>,
+    ) -> Result<VolumeParts, SessionError> {
+        bounded(CALL_TIMEOUT, shared::read(self.client(), id, paths)).await
+    }
+
+    async fn put_entries(&self, id: &str, changes: VolumeChanges) -> Result<u64, SessionError> {
+        bounded(PUT_TIMEOUT, shared::put(self.client(), id, changes)).await
     }
 
     async fn usage(&self) -> Result<MachineUsage, SessionError> {

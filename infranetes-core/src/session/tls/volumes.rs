@@ -72,6 +72,7 @@ fn begin(source: &VolumeSource) -> v1::VolumeBegin {
     let (kind, memory_bytes) = match source.kind {
         VolumeKind::Tree => (v1::VolumeKind::Tree, 0),
         VolumeKind::File => (v1::VolumeKind::File, 0),
+        VolumeKind::Shared => (v1::VolumeKind::Shared, 0),
         VolumeKind::Empty { memory_bytes } => (v1::VolumeKind::Empty, memory_bytes),
     };
     v1::VolumeBegin {
