@@ -2,6 +2,7 @@
 //! may be there with these ids.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +13,11 @@ use futures::stream::BoxStream;
 use super::duplex::{ExecStart, PortInputs, PortOutputs, ProgramInputs, ProgramOutputs};
 use super::{
     AgentHello, AgentSession, Binding, Bound, ContainerPlan, ExecRequest, ExecResult, LayerSource,
-    LogSource, MachineImage, MachineUsage, SessionError, VolumeSource, WatchEvent,
+    LogSource, MachineImage, MachineUsage, SessionError, VolumeChanges, VolumeParts, VolumeScan,
+    VolumeSource, WatchEvent,
 };
 use crate::ids::ContainerId;
+use crate::mounts::Limits;
 use crate::spec::ContainerResources;
 use crate::stats::StatsSample;
 
@@ -190,6 +193,27 @@ impl AgentSession for Translated {
 
     async fn read_volume(&self, id: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, SessionError> {
         self.session.read_volume(id, bytes_max).await
+    }
+
+    async fn scan_volume(
+        &self,
+        id: &str,
+        known: &[u8],
+        limits: Limits,
+    ) -> Result<VolumeScan, SessionError> {
+        self.session.scan_volume(id, known, limits).await
+    }
+
+    async fn read_entries(
+        &self,
+        id: &str,
+        paths: Vec<PathBuf>,
+    ) -> Result<VolumeParts, SessionError> {
+        self.session.read_entries(id, paths).await
+    }
+
+    async fn put_entries(&self, id: &str, changes: VolumeChanges) -> Result<u64, SessionError> {
+        self.session.put_entries(id, changes).await
     }
 
     async fn usage(&self) -> Result<MachineUsage, SessionError> {
