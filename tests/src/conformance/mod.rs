@@ -163,8 +163,7 @@ fn config(provider: &str, registry: &str) -> String {
     let mut text = format!("[handlers.{provider}]\nprovider = \"{provider}\"\nnetwork = \"cni\"\n");
     // The specs mount directories of their own, from where temporary files are.
     let temporary = std::env::temp_dir().display().to_string();
-    text +=
-        &format!("[mounts]\nhost_paths = [{temporary:?}]\nscratch_host_paths = [{temporary:?}]\n");
+    text += &format!("[mounts]\nshared_host_paths = [{temporary:?}]\n");
     for host in images::MIRRORED {
         text += &format!(
             "[images.registries.\"{host}\"]\nmirrors = [{{ url = \"http://{registry}\" }}]\n"
