@@ -37,8 +37,8 @@ impl Default for Config {
             run: PathBuf::from("/run/infranetes/oci"),
             runtime: PathBuf::from("crun"),
             cgroup_parent: "infranetes".to_owned(),
-            // Enough for what the node takes to acknowledge a flood, so that files are for times without a node.
-            log_memory_kib: 2048,
+            // Enough for what a busy node takes to acknowledge a flood, so that files are for times without a node.
+            log_memory_kib: 4096,
             log_file_mib: 16,
             layer_max_mib: 64 << 10,
             pause: Vec::new(),

@@ -19,7 +19,6 @@ use infranetes_sdk::v1::{
 };
 use infranetes_sdk::{ProviderError, Result};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStdin};
 use tokio::sync::{broadcast, watch};
 use tokio::time::{sleep, timeout};
@@ -35,6 +34,7 @@ use crate::error::io_error;
 use crate::image::LayerPath;
 use crate::live::Audience;
 use crate::rootfs::Rootfs;
+use crate::source::Source;
 use crate::spool::{CHUNK_BYTES, Spool};
 use crate::stats::LayerUsage;
 
@@ -264,17 +264,17 @@ impl Container {
         let mut tasks = Vec::new();
         if let Some(console) = console {
             tasks.push(tokio::spawn(pump(
-                Source::Console(console.clone()),
+                Source::console(console.clone()),
                 LogStream::Stdout,
                 self.clone(),
             )));
         }
         if let Some(stdout) = child.stdout.take() {
-            let source = Source::Pipe(Box::new(stdout));
+            let source = Source::pipe(stdout);
             tasks.push(tokio::spawn(pump(source, LogStream::Stdout, self.clone())));
         }
         if let Some(stderr) = child.stderr.take() {
-            let source = Source::Pipe(Box::new(stderr));
+            let source = Source::pipe(stderr);
             tasks.push(tokio::spawn(pump(source, LogStream::Stderr, self.clone())));
         }
         tasks
@@ -491,21 +491,6 @@ async fn wait_process(process: OwnedFd) {
 fn tell(told: &mut Option<Told>, result: Result<()>) {
     if let Some(told) = told.take() {
         let _ = told.send(result);
-    }
-}
-
-/// Where output comes from.
-pub(crate) enum Source {
-    Pipe(Box<dyn AsyncRead + Send + Unpin>),
-    Console(Arc<Console>),
-}
-
-impl Source {
-    pub(crate) async fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        match self {
-            Self::Pipe(pipe) => pipe.read(buffer).await,
-            Self::Console(console) => console.read(buffer).await,
-        }
     }
 }
 

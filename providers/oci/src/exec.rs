@@ -19,8 +19,9 @@ use tokio::time::{sleep, timeout};
 
 use crate::client::{RunFiles, Runtime, Streams, exit_code, failed_exec_code, runtime_failed};
 use crate::console::{Console, ConsoleSocket};
-use crate::container::{Container, Source};
+use crate::container::Container;
 use crate::error::io_error;
+use crate::source::Source;
 use crate::spool::CHUNK_BYTES;
 
 /// Starts execs, and names their files.
@@ -162,15 +163,15 @@ impl Exec {
             None => None,
         };
         if let Some(console) = &console {
-            let (source, output) = (Source::Console(console.clone()), output.clone());
+            let (source, output) = (Source::console(console.clone()), output.clone());
             readers.push(tokio::spawn(read(source, Output::Stdout, output, is_over.clone())));
         }
         if let Some(stdout) = self.child.stdout.take() {
-            let (source, output) = (Source::Pipe(Box::new(stdout)), output.clone());
+            let (source, output) = (Source::pipe(stdout), output.clone());
             readers.push(tokio::spawn(read(source, Output::Stdout, output, is_over.clone())));
         }
         if let Some(stderr) = self.child.stderr.take() {
-            let (source, output) = (Source::Pipe(Box::new(stderr)), output.clone());
+            let (source, output) = (Source::pipe(stderr), output.clone());
             readers.push(tokio::spawn(read(source, Output::Stderr, output, is_over.clone())));
         }
         let writing = write_input(input, self.child.stdin.take(), console);

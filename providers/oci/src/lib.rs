@@ -20,6 +20,7 @@ mod live;
 mod pause;
 mod provider;
 mod rootfs;
+mod source;
 mod spool;
 mod stats;
 mod update;

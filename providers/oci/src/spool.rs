@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -62,7 +61,7 @@ enum Place {
 pub(crate) struct Reader {
     spool: Arc<Spool>,
     next: u64,
-    /// What was taken of a segment and is being read.
+    /// What was taken of a segment in a file and is being read.
     taken: Vec<u8>,
     position: usize,
     /// The first number of that segment, and where in it the next taking begins.
@@ -149,7 +148,7 @@ impl Spool {
         let segment = match state.segments.back_mut() {
             Some(segment) if segment.takes(size) => segment,
             _ => {
-                state.segments.push_back(Segment::new(sequence));
+                state.segments.push_back(Segment::new(sequence, size));
                 // Just pushed.
                 match state.segments.back_mut() {
                     Some(segment) => segment,
@@ -213,24 +212,14 @@ impl State {
 }
 
 impl Segment {
-    fn new(first: u64) -> Self {
-        Self { first, last: first, bytes: 0, place: Place::Memory(Vec::new()) }
+    /// Where much comes at once, room for all of it: it need not move as it grows.
+    fn new(first: u64, size: u64) -> Self {
+        let room = if size < MUCH_BYTES { 0 } else { SEGMENT_BYTES as usize };
+        Self { first, last: first, bytes: 0, place: Place::Memory(Vec::with_capacity(room)) }
     }
 
     fn takes(&self, size: u64) -> bool {
         matches!(self.place, Place::Memory(_)) && self.bytes + size <= SEGMENT_BYTES
-    }
-
-    /// The bytes from `offset` on.
-    fn load(&self, offset: usize) -> io::Result<Vec<u8>> {
-        match &self.place {
-            Place::Memory(bytes) => Ok(bytes.get(offset..).unwrap_or_default().to_vec()),
-            Place::File(path) => {
-                let mut bytes = fs::read(path)?;
-                bytes.drain(..offset.min(bytes.len()));
-                Ok(bytes)
-            }
-        }
     }
 }
 
@@ -244,6 +233,7 @@ impl Reader {
                 return Ok(Some(chunk));
             }
             match self.take_more()? {
+                Loaded::Chunk(chunk) => return Ok(Some(chunk)),
                 Loaded::More => {}
                 Loaded::End => return Ok(None),
                 Loaded::Nothing => grown.await,
@@ -272,12 +262,32 @@ impl Reader {
         if self.segment != segment.first {
             (self.segment, self.offset) = (segment.first, 0);
         }
-        self.taken = segment.load(self.offset).map_err(io_error("output that was kept is lost"))?;
+        let path = match &segment.place {
+            Place::File(path) => path,
+            // Nothing is copied but the chunk itself.
+            Place::Memory(bytes) => loop {
+                let Some((chunk, length)) =
+                    read_record(bytes.get(self.offset..).unwrap_or_default())
+                else {
+                    return Err(ProviderError::internal("output that was kept is lost"));
+                };
+                self.offset += length;
+                if chunk.sequence >= self.next {
+                    self.next = chunk.sequence + 1;
+                    return Ok(Loaded::Chunk(chunk));
+                }
+            },
+        };
+        let mut bytes = fs::read(path).map_err(io_error("output that was kept is lost"))?;
+        bytes.drain(..self.offset.min(bytes.len()));
+        self.taken = bytes;
         Ok(Loaded::More)
     }
 }
 
 enum Loaded {
+    Chunk(LogChunk),
+    /// More is in memory now.
     More,
     Nothing,
     End,
@@ -316,6 +326,8 @@ const RECORD_HEADER: usize = 21;
 /// The most that one chunk holds, and that one read asks for.
 pub(crate) const CHUNK_BYTES: usize = 32 << 10;
 const SEGMENT_BYTES: u64 = 64 << 10;
+/// Of one read.
+const MUCH_BYTES: u64 = 4 << 10;
 
 #[cfg(test)]
 mod tests {
