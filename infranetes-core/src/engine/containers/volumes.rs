@@ -253,6 +253,13 @@ impl Containers {
     }
 }
 
+/// Nobody asks for what a sandbox shared that is gone.
+impl Drop for Containers {
+    fn drop(&mut self) {
+        self.node.shares.set(&self.shares, BTreeMap::new());
+    }
+}
+
 /// The spec with the ids of the images that were found for it.
 pub(super) fn with_image_ids(
     spec: Arc<ContainerSpec>,
