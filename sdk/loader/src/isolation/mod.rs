@@ -106,7 +106,8 @@ impl Order {
         Order {
             loader: env!("CARGO_PKG_VERSION").to_owned(),
             instance: spec.instance.clone(),
-            path: spec.path.clone(),
+            // The helper works in another directory. What cannot be made absolute is as wrong there as here.
+            path: std::path::absolute(&spec.path).unwrap_or_else(|_| spec.path.clone()),
             sha256: spec.sha256.clone(),
             keys: loader.keys.iter().map(PublicKey::to_string).collect(),
             config_json: spec.config_json.clone(),
