@@ -85,6 +85,8 @@ async fn figures_grow_with_what_a_container_does(case: &mut Case) -> Result<()> 
     let last = cpu_ns(&stats(&mut client, &worker).await?);
     client.stop_container(&worker, 0).await?;
     ensure!(cpu_ns(&stats(&mut client, &worker).await?) >= last, "it went back");
+    let running = list(&mut client, cri::ContainerStatsFilter::default()).await?;
+    ensure!(ids(&running) == sorted([&idle]), "{running:?}");
     let pod_before = pod_cpu_ns(&mut client, &sandbox).await?;
     let request = cri::RemoveContainerRequest { container_id: worker.clone() };
     client.runtime.remove_container(request).await?;

@@ -29,7 +29,8 @@ impl Cri {
         Ok(v1::ContainerStatsResponse { stats })
     }
 
-    /// Containers that have figures: a kubelet takes what is missing for 0, and 0 for what was used.
+    /// Of containers that run, as CRI has it: crictl takes one whose figures stand still for an error. And of those, the ones that have
+    /// figures: a kubelet takes what is missing for 0, and 0 for what was used.
     pub(super) fn list_container_stats(
         &self,
         filter: Option<v1::ContainerStatsFilter>,
@@ -42,7 +43,9 @@ impl Cri {
             Some(convert::container_stats(&usage, &disk))
         };
         let all = self.engine().containers().into_iter();
-        all.filter(|container| filter.admits(container)).filter_map(stats).collect()
+        all.filter(|container| runs(container) && filter.admits(container))
+            .filter_map(stats)
+            .collect()
     }
 
     pub(super) fn sandbox_stats(
@@ -140,6 +143,11 @@ impl Cri {
     fn disk(&self) -> PathBuf {
         self.images().root()
     }
+}
+
+/// Or did when the node last saw it.
+fn runs(container: &ContainerStatus) -> bool {
+    matches!(container.state, ContainerState::Running | ContainerState::Unknown)
 }
 
 /// As people name it.
