@@ -196,10 +196,9 @@ fn cpus(record: &Record) -> u64 {
 }
 
 /// All that the emulator can do, but for what makes guests slow: with the first two, Linux copies memory by an instruction that is
-/// emulated byte by byte (both or neither: a kernel that sees one alone hangs); the third makes page tables a level deeper. Where
-/// programs use the 256-bit registers of AVX2, encryption on the same CPU comes to a fifth of its rate. AVX itself stays; software
-/// that needs AVX2 runs with the key `cpu`.
-const EMULATED_CPU: &str = "max,-erms,-fsrm,-la57,-avx2";
+/// emulated byte by byte (both or neither: a kernel that sees one alone hangs); the third makes page tables a level deeper. AVX2 stays,
+/// although it makes encryption slow: images that are built for x86-64-v3 do not start without it.
+const EMULATED_CPU: &str = "max,-erms,-fsrm,-la57";
 
 /// User-data is handed over in two ways: as a file of QEMU's firmware interface, for which the guest needs a module, and,
 /// where it fits, as a string of the SMBIOS tables, which every kernel shows. A string holds no zero.

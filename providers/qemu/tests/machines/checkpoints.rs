@@ -136,7 +136,7 @@ async fn a_checkpoint_of_another_machine_fails_with_what_differs() {
     world.wait_for_console(&first, "number 1").await;
     world.checkpoint(&first, &directory).await.expect("written");
     world.clean_up().await;
-    let cpu = Some("max,-erms,-fsrm,-la57,-avx2,-sha-ni".to_owned());
+    let cpu = Some("max,-erms,-fsrm,-la57,-sha-ni".to_owned());
     let other = World::with(infranetes_provider_qemu::Config { cpu, ..config("") }).await;
     let id = other.restore("second", &directory).await.expect("accepted").id;
     let failure = other.wait_for(&id, MachineState::Failed).await.failure.expect("a reason");
