@@ -212,7 +212,7 @@ pub(crate) fn said_at_the_last_moment(stderr: &[u8]) -> Option<String> {
 /// Runtimes say it in words alone; these are those of `crun` and `runc`. What else they could not do is not the program's: 128.
 pub(crate) fn failed_exec_code(said: &str) -> i32 {
     let said = said.to_ascii_lowercase();
-    if !["executable file", "exec container process", "exec: ", "exec /"]
+    if !["executable", "exec container process", "exec: ", "exec /"]
         .iter()
         .any(|of| said.contains(of))
     {
@@ -267,6 +267,7 @@ mod tests {
                 127,
             ),
             ("exec /x: exec format error", 126),
+            ("open executable: Permission denied", 126),
             ("open `/sys/fs/cgroup/hugetlb/p/c`: No such file or directory", 128),
             ("open `/proc/sys/kernel/shmmax`: Permission denied", 128),
             ("mount `/a` to `b`: Permission denied", 128),
