@@ -21,6 +21,7 @@ mod session;
 mod shared;
 mod streams;
 mod trust;
+mod upload;
 mod volumes;
 
 use std::sync::Arc;

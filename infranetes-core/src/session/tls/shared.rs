@@ -5,13 +5,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 
-use futures::future::ready;
-use futures::stream::{BoxStream, once, unfold};
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
+use futures::stream::unfold;
 use infranetes_agent_protocol::v1;
 use infranetes_agent_protocol::v1::agent_client::AgentClient;
 use infranetes_agent_protocol::v1::put_entries_request::Part as Message;
@@ -20,9 +16,8 @@ use prost::Message as _;
 use tonic::transport::Channel;
 
 use super::failure::failed;
-use crate::mounts::{
-    DEPTH_MAX, EntryKind, FilesError, Limits, SharedEntry, SharedKind, is_temporary,
-};
+use super::upload::upload;
+use crate::mounts::{DEPTH_MAX, EntryKind, Limits, SharedEntry, SharedKind, is_temporary};
 use crate::session::{
     MachineEntry, SessionError, VolumeChange, VolumeChanges, VolumePart, VolumeParts, VolumeScan,
 };
@@ -87,14 +82,11 @@ pub(super) async fn put(
     id: &str,
     changes: VolumeChanges,
 ) -> Result<u64> {
-    let broken = Arc::new(Mutex::new(None));
-    let first = Message::Begin(v1::PutEntriesBegin { id: id.to_owned() });
-    let answer = client.put_entries(messages(first, changes, Arc::clone(&broken))).await;
-    // Our own reader's failure is the reason for whatever the agent says of a stream that ended early.
-    match broken.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        Some(error) => Err(SessionError::Files(error)),
-        None => answer.map(|answer| answer.into_inner().left_alone).map_err(failed),
-    }
+    let begin = request(Message::Begin(v1::PutEntriesBegin { id: id.to_owned() }));
+    let commit = request(Message::Commit(v1::VolumeCommit {}));
+    let (messages, reading) = upload(begin, changes, commit, |change| request(message(change)));
+    let answer = client.put_entries(messages).await;
+    reading.end(answer).map(|answer| answer.left_alone)
 }
 
 /// What a machine said until now.
@@ -205,38 +197,8 @@ fn violation<T>(what: &str) -> Result<T> {
     Err(SessionError::Violation(what.to_owned()))
 }
 
-/// What is sent.
-///
-/// A type of its own: the compiler cannot prove that a call with a boxed stream in it is `Send`.
-struct Messages(BoxStream<'static, v1::PutEntriesRequest>);
-
-impl Stream for Messages {
-    type Item = v1::PutEntriesRequest;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_next_unpin(cx)
-    }
-}
-
-fn messages(
-    first: Message,
-    changes: VolumeChanges,
-    broken: Arc<Mutex<Option<FilesError>>>,
-) -> Messages {
-    let first = once(ready(Ok(first)));
-    let last = once(ready(Ok(Message::Commit(v1::VolumeCommit {}))));
-    let changes = changes.map(|change| change.map(message));
-    // An error ends the stream before its commit.
-    let all = first.chain(changes).chain(last).scan(broken, |broken, message| {
-        ready(match message {
-            Ok(part) => Some(v1::PutEntriesRequest { part: Some(part) }),
-            Err(error) => {
-                *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                None
-            }
-        })
-    });
-    Messages(Box::pin(all))
+fn request(part: Message) -> v1::PutEntriesRequest {
+    v1::PutEntriesRequest { part: Some(part) }
 }
 
 fn message(change: VolumeChange) -> Message {

@@ -2,20 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 
-use futures::future::ready;
-use futures::stream::{BoxStream, once};
-use futures::{Stream, StreamExt};
 use infranetes_agent_protocol::v1;
 use infranetes_agent_protocol::v1::agent_client::AgentClient;
 use infranetes_agent_protocol::v1::put_volumes_request::Part as Message;
 use tonic::transport::Channel;
 
 use super::failure::failed;
-use crate::mounts::{Entry, EntryKind, FilesError, Part, Parts};
+use super::upload::upload;
+use crate::mounts::{Entry, EntryKind, Part};
 use crate::session::{SessionError, VolumeKind, VolumeSource};
 
 /// Brings a volume in. The agent's pace is the reader's; it is committed when all of it was read without an error.
@@ -23,14 +18,11 @@ pub(super) async fn put(
     mut client: AgentClient<Channel>,
     source: VolumeSource,
 ) -> Result<(), SessionError> {
-    let broken = Arc::new(Mutex::new(None));
-    let begin = begin(&source);
-    let answer = client.put_volumes(messages(begin, source.parts, Arc::clone(&broken))).await;
-    // Our own reader's failure is the reason for whatever the agent says of a stream that ended early.
-    match broken.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        Some(error) => Err(SessionError::Files(error)),
-        None => answer.map(drop).map_err(failed),
-    }
+    let begin = request(Message::Begin(begin(&source)));
+    let commit = request(Message::Commit(v1::VolumeCommit {}));
+    let (messages, reading) = upload(begin, source.parts, commit, |part| request(message(part)));
+    let answer = client.put_volumes(messages).await;
+    reading.end(answer).map(drop)
 }
 
 /// The volumes that the machine has, with their revisions.
@@ -83,38 +75,8 @@ fn begin(source: &VolumeSource) -> v1::VolumeBegin {
     }
 }
 
-/// What is sent.
-///
-/// A type of its own: the compiler cannot prove that a call with a boxed stream in it is `Send`.
-struct Messages(BoxStream<'static, v1::PutVolumesRequest>);
-
-impl Stream for Messages {
-    type Item = v1::PutVolumesRequest;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_next_unpin(cx)
-    }
-}
-
-fn messages(
-    begin: v1::VolumeBegin,
-    parts: Parts,
-    broken: Arc<Mutex<Option<FilesError>>>,
-) -> Messages {
-    let first = once(ready(Ok(Message::Begin(begin))));
-    let last = once(ready(Ok(Message::Commit(v1::VolumeCommit {}))));
-    let parts = parts.map(|part| part.map(message));
-    // An error ends the stream before its commit.
-    let all = first.chain(parts).chain(last).scan(broken, |broken, message| {
-        ready(match message {
-            Ok(part) => Some(v1::PutVolumesRequest { part: Some(part) }),
-            Err(error) => {
-                *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                None
-            }
-        })
-    });
-    Messages(Box::pin(all))
+fn request(part: Message) -> v1::PutVolumesRequest {
+    v1::PutVolumesRequest { part: Some(part) }
 }
 
 fn message(part: Part) -> Message {
