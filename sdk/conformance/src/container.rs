@@ -91,7 +91,7 @@ const CHECKS: &[Check<Stage>] = checks! { Stage;
     "container/status", "status and list tell the same" => life::status;
     "container/stats", "a running container has counters" => life::stats;
     "container/pause", "a container that is paused stands still, and goes on when it is resumed" => life::pause;
-    "container/update", "limits of a running container can be changed" => life::update;
+    "container/update", "limits of a running container can be changed, and changing them again is success" => life::update;
     "container/deadlines", "what tells or changes little ends by its deadline, and does no harm by passing it" => cut::late_questions;
     "container/attach/honest", "attach is as describe says" => cut::attach_is_honest;
     "exec/exit-code", "exec gives true exit codes" => exec::exit_codes;
@@ -123,6 +123,7 @@ const CHECKS: &[Check<Stage>] = checks! { Stage;
     "container/remove/deadline", "a remove past its deadline can be repeated" => cut::late_remove;
     "container/concurrent", "containers start and stop at the same time" => life::concurrent;
     "container/remove", "a running container can be removed, and removing again is success" => life::remove;
+    "image/remove", "an image that no container uses can be removed, and removing again is success; it can come back" => images::remove;
 };
 
 const LAST: &[Check<Stage>] = checks! { Stage;

@@ -1,6 +1,7 @@
 //! Promises of the `PodProvider`.
 
 mod attach;
+mod cut;
 mod life;
 mod stage;
 mod wishes;
@@ -130,10 +131,13 @@ const CHECKS: &[Check<Stage>] = checks! { Stage;
     "pod/console/replay", "the console replays at most what was asked for, and ends" => life::console_replay;
     "pod/console/readers", "several readers follow the console at once" => life::console_readers;
     "pod/machine/honest", "what describe denies is Unsupported for a machine, too" => life::capabilities;
+    "pod/deadlines", "what tells or changes nothing ends by its deadline, and does no harm by passing it" => cut::late_questions;
     "pod/resize/same", "the size that it has is success" => life::resize_same;
+    "pod/resize/cut-off", "a resize that was cut off did all of it or nothing" => cut::resize;
     "pod/create/checkpoint", "a checkpoint that is not there is refused, and makes nothing" => wishes::no_checkpoint;
     "pod/stop", "a stopped machine is off, still there, and stopping again is success" => life::stop;
     "pod/start", "a stopped machine starts again, and starting again is success" => life::start;
+    "pod/stop/cut-off", "a stop or start that was cut off can be repeated" => cut::stop_and_start;
     "pod/destroy", "a destroyed machine is NotFound, not listed, and owns nothing" => life::destroy;
     "pod/destroy/again", "destroying again is success" => life::destroy_again;
     "pod/destroy/creating", "a machine that is being made can be destroyed" => life::destroy_creating;
@@ -141,6 +145,7 @@ const CHECKS: &[Check<Stage>] = checks! { Stage;
     "pod/create/cancelled", "a cancelled create leaves nothing that list does not show" => repeat::cancelled_create;
     "pod/create/deadline", "a create past its deadline leaves nothing that list does not show" => repeat::late_create;
     "pod/destroy/cancelled", "a destroy that was cancelled can be repeated" => repeat::cancelled_delete;
+    "pod/destroy/deadline", "a destroy past its deadline can be repeated" => repeat::late_delete;
     "pod/list/pages", "every machine is on exactly one page" => life::pages;
     "pod/destroy/concurrent", "destroying one machine at the same time is success for all" => repeat::concurrent_delete;
 };

@@ -1,5 +1,6 @@
 //! Promises of the `VolumeProvider`.
 
+mod cut;
 mod life;
 mod stage;
 mod wishes;
@@ -83,14 +84,18 @@ const CHECKS: &[Check<Stage>] = checks! { Stage;
     "volume/create/same-token-other-shape", "the same token with another shape is Conflict" => life::other_shape;
     "volume/list/tags", "list finds it once by all of its tags, and not by others" => life::listed;
     "volume/describe/honest", "what describe denies is Unsupported, what it grants is not" => life::capabilities;
+    "volume/deadlines", "what tells or changes nothing ends by its deadline" => cut::late_questions;
     "volume/expand", "a volume grows, its size already is success, and it never shrinks" => life::expand;
     "volume/snapshot", "the same token twice is one snapshot, of the volume's size" => life::snapshot;
+    "volume/snapshot/cut-off", "a snapshot that was cut off can be repeated, and is one" => cut::snapshot;
     "volume/snapshot/restore", "a volume can start from a snapshot" => life::restore;
     "volume/delete", "a deleted volume is NotFound, and deleting again is success" => life::delete;
     "volume/create/concurrent-token", "the same token at the same time is one volume" => repeat::concurrent_token;
     "volume/create/cancelled", "a cancelled create leaves nothing that list does not show" => repeat::cancelled_create;
     "volume/create/deadline", "a create past its deadline leaves nothing that list does not show" => repeat::late_create;
     "volume/delete/cancelled", "a delete that was cancelled can be repeated" => repeat::cancelled_delete;
+    "volume/delete/deadline", "a delete past its deadline can be repeated" => repeat::late_delete;
+    "volume/expand/cut-off", "an expand that was cut off can be repeated" => cut::expand;
     "volume/list/pages", "every volume is on exactly one page" => life::pages;
     "volume/delete/concurrent", "deleting one volume at the same time is success for all" => repeat::concurrent_delete;
 };

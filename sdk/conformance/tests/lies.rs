@@ -54,13 +54,17 @@ async fn each_lie_is_found() {
         (Lie::EndlessReplay, "pod/console/replay"),
         (Lie::FollowEnds, "pod/console/readers"),
         (Lie::TakesAnyCheckpoint, "pod/create/checkpoint"),
+        (Lie::LateIsInternal, "pod/deadlines"),
         (Lie::StopDoesNothing, "pod/stop"),
+        (Lie::StopDoesNothing, "pod/stop/cut-off"),
+        (Lie::ResizeStops, "pod/resize/cut-off"),
         (Lie::StartDoesNothing, "pod/start"),
         (Lie::LeavesADisk, "pod/destroy"),
         (Lie::LeavesADisk, "pod/clean"),
         (Lie::DestroyDoesNothing, "pod/destroy"),
         (Lie::DestroyDoesNothing, "pod/destroy/cancelled"),
         (Lie::DestroyOfNothingFails, "pod/destroy/cancelled"),
+        (Lie::DestroyOfNothingFails, "pod/destroy/deadline"),
         (Lie::DestroyDoesNothing, "pod/clean"),
         (Lie::RepeatsPages, "pod/list/pages"),
         (Lie::Panics, "pod/resize/same"),
@@ -119,6 +123,8 @@ enum Lie {
     EndlessReplay,
     FollowEnds,
     TakesAnyCheckpoint,
+    LateIsInternal,
+    ResizeStops,
     StopDoesNothing,
     StartDoesNothing,
     LeavesADisk,
@@ -236,7 +242,10 @@ impl PodProvider for Liar {
         Ok(machine)
     }
 
-    async fn get(&self, _: CallContext, request: GetRequest) -> Result<Machine> {
+    async fn get(&self, ctx: CallContext, request: GetRequest) -> Result<Machine> {
+        if ctx.remaining() == Some(Duration::ZERO) && self.tells(Lie::LateIsInternal) {
+            return Err(ProviderError::internal("too late"));
+        }
         self.with(&request.id, |machine| {
             if machine.state() == MachineState::Creating && !self.tells(Lie::NeverRuns) {
                 machine.set_state(MachineState::Running);
@@ -308,7 +317,12 @@ impl PodProvider for Liar {
         if self.tells(Lie::Hangs) {
             std::future::pending().await
         }
-        self.with(&request.id, |machine| machine.clone())
+        self.with(&request.id, |machine| {
+            if self.tells(Lie::ResizeStops) {
+                machine.set_state(MachineState::Stopped);
+            }
+            machine.clone()
+        })
     }
 
     async fn sweep(&self, _: CallContext, request: SweepRequest) -> Result<SweepResponse> {

@@ -28,7 +28,16 @@ async fn what_a_provider_cannot_do_is_skipped_and_not_held_against_it() {
     report.assert_ok();
     let skipped = report.lines.iter().filter(|line| matches!(line.verdict, Verdict::Skipped(_)));
     let names: Vec<&str> = skipped.map(|line| line.name).collect();
-    assert_eq!(names, ["volume/expand", "volume/snapshot", "volume/snapshot/restore"]);
+    assert_eq!(
+        names,
+        [
+            "volume/expand",
+            "volume/snapshot",
+            "volume/snapshot/cut-off",
+            "volume/snapshot/restore",
+            "volume/expand/cut-off",
+        ]
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -39,7 +48,9 @@ async fn each_lie_is_found() {
         (Lie::DeleteOfNothingFails, "volume/delete/unknown-id"),
         (Lie::DeleteOfNothingFails, "volume/delete"),
         (Lie::DeleteOfNothingFails, "volume/delete/cancelled"),
+        (Lie::DeleteOfNothingFails, "volume/delete/deadline"),
         (Lie::DeleteOfNothingFails, "volume/delete/concurrent"),
+        (Lie::LateIsInternal, "volume/deadlines"),
         (Lie::AnyPageToken, "volume/list/unknown-page"),
         (Lie::TakesAnySize, "volume/create/impossible"),
         (Lie::TakesAnyType, "volume/create/impossible"),
@@ -57,8 +68,10 @@ async fn each_lie_is_found() {
         (Lie::DeniesExpand, "volume/describe/honest"),
         (Lie::DeniesSnapshot, "volume/describe/honest"),
         (Lie::ExpandDoesNothing, "volume/expand"),
+        (Lie::ExpandDoesNothing, "volume/expand/cut-off"),
         (Lie::Shrinks, "volume/expand"),
         (Lie::SnapshotsTwice, "volume/snapshot"),
+        (Lie::SnapshotsTwice, "volume/snapshot/cut-off"),
         (Lie::RestoresEmpty, "volume/snapshot/restore"),
         (Lie::DeleteDoesNothing, "volume/delete"),
         (Lie::DeleteDoesNothing, "volume/delete/cancelled"),
@@ -92,6 +105,7 @@ enum Lie {
     DescribeChanges,
     WrongKindForUnknownId,
     DeleteOfNothingFails,
+    LateIsInternal,
     AnyPageToken,
     TakesAnySize,
     TakesAnyType,
@@ -221,7 +235,10 @@ impl VolumeProvider for Liar {
         })
     }
 
-    async fn get(&self, _: CallContext, request: VolumeRef) -> Result<Volume> {
+    async fn get(&self, ctx: CallContext, request: VolumeRef) -> Result<Volume> {
+        if ctx.remaining() == Some(Duration::ZERO) && self.tells(Lie::LateIsInternal) {
+            return Err(ProviderError::internal("too late"));
+        }
         let found = self.with(|state| state.volumes.get(&request.id).map(|(_, it)| it.clone()));
         found.ok_or_else(|| self.none(&request.id))
     }

@@ -12,7 +12,7 @@ use infranetes_sdk::{ErrorKind, stream};
 
 use super::stage::{ENDLESS, Stage, reference};
 use crate::check::{Outcome, ensure, fails, honest, ok};
-use crate::cut::Cut;
+use crate::cut::{Cut, late};
 
 pub(super) async fn cancelled_create(stage: &Stage) -> Outcome {
     create(stage, Cut::Cancelled).await
@@ -104,7 +104,6 @@ async fn remove(stage: &Stage, cut: Cut) -> Outcome {
 pub(super) async fn late_questions(stage: &Stage) -> Outcome {
     let able = stage.capabilities().await?;
     let id = stage.require_main().await?;
-    let (provider, limits) = (&stage.provider, stage.limits());
     let image = Some(stage.subject.image.clone());
     let resources = Some(Resources { pids_limit: 200, ..Resources::default() });
     let signal = "SIGCONT".into();
@@ -112,27 +111,21 @@ pub(super) async fn late_questions(stage: &Stage) -> Outcome {
     let kill = KillContainerRequest { id: id.clone(), signal };
     let update = UpdateContainerRequest { id: id.clone(), resources };
     for patience in PATIENCE {
-        macro_rules! late {
-            ($able:expr, $method:ident, $request:expr) => {
-                if $able {
-                    let call = |context| provider.$method(context, $request);
-                    Cut::Late.off(stringify!($method), limits, patience, call).await?;
-                }
-            };
+        late! { stage, patience;
+            able.import => missing(missing.clone());
+            able.own_root => list_images(ListImagesRequest {});
+            able.own_root => usage(UsageRequest {});
+            true => status(reference(&id));
+            true => list(ListContainersRequest {});
+            able.stats => stats(StatsRequest { id: id.clone() });
+            able.update => update(update.clone());
+            true => kill(kill.clone());
+            able.pause => pause(reference(&id));
+            able.pause => resume(reference(&id));
         }
-        late!(able.import, missing, missing.clone());
-        late!(able.own_root, list_images, ListImagesRequest {});
-        late!(able.own_root, usage, UsageRequest {});
-        late!(true, status, reference(&id));
-        late!(true, list, ListContainersRequest {});
-        late!(able.stats, stats, StatsRequest { id: id.clone() });
-        late!(able.update, update, update.clone());
-        late!(true, kill, kill.clone());
-        late!(able.pause, pause, reference(&id));
-        late!(able.pause, resume, reference(&id));
         if able.pause {
             // Whatever became of those.
-            ok("resume", provider.resume(stage.ctx(), reference(&id)).await)?;
+            ok("resume", stage.provider.resume(stage.ctx(), reference(&id)).await)?;
         }
     }
     stage.require_main().await.map(drop)

@@ -1,5 +1,7 @@
 //! Promises about images: what is missing, and how layers get in.
 
+use std::time::Duration;
+
 use futures::StreamExt;
 use infranetes_sdk::container::{
     Image, ImportChunk, ImportPart, Layer, ListImagesRequest, MissingRequest, RemoveImageRequest,
@@ -9,6 +11,7 @@ use infranetes_sdk::{ErrorKind, ProviderError, stream};
 
 use super::stage::Stage;
 use crate::check::{Outcome, Stop, ensure, fails, ok, require};
+use crate::cut::Cut;
 
 pub(super) async fn create_without_image(stage: &Stage) -> Outcome {
     require_import(stage).await?;
@@ -82,6 +85,31 @@ pub(super) async fn listed_and_used(stage: &Stage) -> Outcome {
     let request = RemoveImageRequest { image_id: id.clone() };
     let removed = stage.provider.remove_image(stage.ctx(), request).await;
     fails("remove_image of a used image", ErrorKind::Conflict, removed)
+}
+
+/// Runs last, because all containers of the image go before it.
+pub(super) async fn remove(stage: &Stage) -> Outcome {
+    require_import(stage).await?;
+    stage.remove_all().await?;
+    let image = &stage.subject.image;
+    let request = RemoveImageRequest { image_id: image.id.clone() };
+    for cut in Cut::ALL {
+        for patience in [Duration::ZERO, Duration::from_millis(5)] {
+            let remove = |context| stage.provider.remove_image(context, request.clone());
+            cut.off("remove_image", stage.limits(), patience, remove).await?;
+        }
+    }
+    for what in ["remove_image", "remove_image again"] {
+        ok(what, stage.provider.remove_image(stage.ctx(), request.clone()).await)?;
+        let listed = stage.provider.list_images(stage.ctx(), ListImagesRequest {}).await;
+        let ids = ok("list_images", listed)?.image_ids;
+        ensure(!ids.contains(&image.id), || format!("after {what} it is in {ids:?}"))?;
+    }
+    // Other images may have its layers.
+    import_all(stage, &ask_missing(stage, image).await?).await?;
+    let status = stage.run_to_end(stage.request("exit 4")).await?;
+    ensure(status.exit_code == 4, || format!("of the image that came back: {status:?}"))?;
+    stage.remove(&status.id).await
 }
 
 async fn require_import(stage: &Stage) -> Outcome {

@@ -102,6 +102,14 @@ impl Stage {
         ok("remove", self.provider.remove(self.ctx(), reference(id)).await).map(drop)
     }
 
+    /// Removes the containers of this run.
+    pub(super) async fn remove_all(&self) -> Outcome {
+        for container in self.list().await? {
+            self.remove(&container.id).await?;
+        }
+        Ok(())
+    }
+
     /// The containers of this run.
     pub(super) async fn list(&self) -> Outcome<Vec<ContainerStatus>> {
         let listed = self.provider.list(self.ctx(), ListContainersRequest {}).await;

@@ -45,12 +45,20 @@ async fn cut_create<K: Stock>(stage: &Stage<K>, cut: Cut, patience_ms: &[u64]) -
 }
 
 pub(crate) async fn cancelled_delete<K: Stock>(stage: &Stage<K>) -> Outcome {
+    cut_delete(stage, Cut::Cancelled).await
+}
+
+pub(crate) async fn late_delete<K: Stock>(stage: &Stage<K>) -> Outcome {
+    cut_delete(stage, Cut::Late).await
+}
+
+async fn cut_delete<K: Stock>(stage: &Stage<K>, cut: Cut) -> Outcome {
     for patience in [0, 5, 50] {
         let request = stage.request().await?;
         let item = stage.create(&request).await?;
         let delete = |context| K::delete(&stage.provider, context, K::id(&item).to_owned());
         let patience = Duration::from_millis(patience);
-        Cut::Cancelled.off(K::DELETE, stage.limits(), patience, delete).await?;
+        cut.off(K::DELETE, stage.limits(), patience, delete).await?;
         stage.end(&request, &item).await?;
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Promises along one volume's life. The checks run in order and share the volume.
 
 use infranetes_sdk::ErrorKind;
-use infranetes_sdk::volume::{CreateVolumeRequest, ExpandVolumeRequest, SnapshotRequest};
+use infranetes_sdk::volume::{CreateVolumeRequest, ExpandVolumeRequest, Snapshot, SnapshotRequest};
 
 use super::stage::Stage;
 use crate::check::{Outcome, ensure, fails, honest, ok, require};
@@ -71,12 +71,17 @@ pub(super) async fn snapshot(stage: &Stage) -> Outcome {
     require(stage.capabilities().await?.snapshot, "describe denies snapshots")?;
     let (_, volume) = stage.main()?;
     let got = stage.get(&volume.id).await?;
-    let request = snapshot_request(stage, &volume.id);
-    let first = ok("snapshot", stage.provider.snapshot(stage.ctx(), request.clone()).await)?;
-    let second = ok("snapshot again", stage.provider.snapshot(stage.ctx(), request).await)?;
-    ensure(first.id == second.id, || format!("{} and {} were made", first.id, second.id))?;
+    let first = one_snapshot(stage, &snapshot_request(stage, &volume.id)).await?;
     let fits = first.volume_id == volume.id && first.size_bytes == got.size_bytes;
     ensure(fits, || format!("{first:?} of {got:?}"))
+}
+
+/// Asks twice.
+pub(super) async fn one_snapshot(stage: &Stage, request: &SnapshotRequest) -> Outcome<Snapshot> {
+    let first = ok("snapshot", stage.provider.snapshot(stage.ctx(), request.clone()).await)?;
+    let second = ok("snapshot again", stage.provider.snapshot(stage.ctx(), request.clone()).await)?;
+    ensure(first.id == second.id, || format!("{} and {} were made", first.id, second.id))?;
+    Ok(first)
 }
 
 pub(super) async fn restore(stage: &Stage) -> Outcome {

@@ -32,6 +32,8 @@ pub(crate) enum Lie {
     KeepsHalves,
     ForgetsLayers,
     RemovesUsedImage,
+    KeepsUnusedImage,
+    RemoveImageOfNothingFails,
     RunsAtOnce,
     IgnoresShapes,
     HasNoProcess,
@@ -40,6 +42,7 @@ pub(crate) enum Lie {
     RunsWhilePaused,
     StaysPaused,
     UpdateFails,
+    UpdatesOnce,
     AllIsWell,
     MixesStreams,
     LosesInput,
@@ -84,6 +87,8 @@ struct State {
     events: Vec<ContainerStatus>,
     /// Programs of exec that live.
     alive: BTreeSet<u32>,
+    /// Containers whose limits were changed.
+    updated: BTreeSet<String>,
     clock: u64,
     pids: u32,
 }
@@ -105,6 +110,7 @@ impl Liar {
             containers: BTreeMap::new(),
             events: Vec::new(),
             alive: BTreeSet::new(),
+            updated: BTreeSet::new(),
             clock: 0,
             pids: 100,
         };
@@ -323,8 +329,15 @@ impl ContainerProvider for Liar {
         if state.containers.values().any(uses) && !self.tells(Lie::RemovesUsedImage) {
             return Err(ProviderError::conflict("a container uses it"));
         }
-        state.images.remove(&request.image_id);
-        Ok(Empty {})
+        if self.tells(Lie::KeepsUnusedImage) {
+            return Ok(Empty {});
+        }
+        match state.images.remove(&request.image_id) {
+            false if self.tells(Lie::RemoveImageOfNothingFails) => {
+                Err(ProviderError::not_found("there is no such image"))
+            }
+            _ => Ok(Empty {}),
+        }
     }
 
     async fn usage(&self, _: CallContext, _: UsageRequest) -> Result<UsageResponse> {
@@ -412,7 +425,11 @@ impl ContainerProvider for Liar {
     }
 
     async fn update(&self, _: CallContext, request: UpdateContainerRequest) -> Result<Empty> {
-        match self.lock().containers.contains_key(&request.id) {
+        let mut state = self.lock();
+        match state.containers.contains_key(&request.id) {
+            true if self.tells(Lie::UpdatesOnce) && !state.updated.insert(request.id.clone()) => {
+                Err(ProviderError::conflict("it has such limits"))
+            }
             true if self.tells(Lie::UpdateFails) => Err(ProviderError::internal("no")),
             true => Ok(Empty {}),
             false => Err(self.none(&request.id)),
