@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +47,18 @@ async fn a_plugin_in_a_process_of_its_own_is_another_process() {
     assert_eq!(plugin.manifest().name, "infranetes-loader");
     drop(plugin);
     wait_until("the end of the process", || !lives(process)).await;
+}
+
+#[tokio::test]
+async fn a_relative_path_is_one_of_the_host() {
+    let here = std::env::current_dir().expect("a directory");
+    let up: PathBuf = here.components().skip(1).map(|_| "..").collect();
+    let file = fixture("trouble");
+    let relative = up.join(file.strip_prefix("/").expect("an absolute path"));
+    let spec =
+        PluginSpec::new("t0", relative).with_config_json("{}").with_isolation(Isolation::Process);
+    let plugin = loader().load(spec).await.expect("it starts");
+    get(&plugin, "m1").await.expect("it answers");
 }
 
 #[tokio::test]
