@@ -1,5 +1,5 @@
 //! `cargo xtask skew`: plugins of other compilers, profiles, dependencies and ABI minors run in this host, and the boundary runs under
-//! Miri. What the ABI promises, tried with what is installed.
+//! AddressSanitizer and Miri. What the ABI promises, tried with what is installed.
 //!
 //! Each row builds the loader's fixtures as an author would, in a crate outside of this workspace, and runs the loader's own tests of
 //! calls, streams, panics and cancellation with them. A toolchain that rustup does not have is skipped, and said so: no
@@ -8,6 +8,7 @@
 mod fixtures;
 mod miri;
 mod newer;
+mod sanitizer;
 mod toolchain;
 
 use anyhow::{Result, bail};
@@ -49,6 +50,12 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     }
     if wanted(newer::NAME) {
         table.note(newer::NAME, newer::try_out(workspace));
+    }
+    if wanted(sanitizer::NAME) {
+        match sanitizer::missing()? {
+            Some(why) => table.skip(sanitizer::NAME, &why),
+            None => table.note(sanitizer::NAME, sanitizer::try_out(workspace)),
+        }
     }
     if wanted(miri::NAME) {
         match miri::missing(&nightly())? {
