@@ -177,16 +177,7 @@ impl Container {
         if paused && frozen.is_err() {
             let _ = self.cgroup.set_frozen(false).await;
         }
-        match frozen {
-            // What went meanwhile does not run.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Err(ProviderError::conflict(format!("container {} has exited", self.id())))
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
-                Err(ProviderError::unsupported("this machine has no cgroup hierarchy that freezes"))
-            }
-            frozen => frozen.map_err(io_error("cannot pause or resume the container")),
-        }
+        pause_outcome(self.id(), paused, frozen)
     }
 
     /// Kills everything in it and waits for its end.
@@ -532,3 +523,49 @@ const OUTPUT_LIMIT: Duration = Duration::from_secs(2);
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// What a shell answers for a status out of range.
 const LOST_STATUS: i32 = 255;
+
+/// What came of pausing or resuming a container that ran, by what came of its cgroup.
+fn pause_outcome(id: &str, paused: bool, frozen: std::io::Result<()>) -> Result<()> {
+    match frozen {
+        Err(error) if is_gone(&error) && paused => {
+            Err(ProviderError::conflict(format!("container {id} has exited")))
+        }
+        // It ended as soon as it might: it does not stand still.
+        Err(error) if is_gone(&error) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
+            Err(ProviderError::unsupported("this machine has no cgroup hierarchy that freezes"))
+        }
+        frozen => frozen.map_err(io_error("cannot pause or resume the container")),
+    }
+}
+
+/// Whether a cgroup is not there any more. The second is of one that went while its file was open.
+fn is_gone(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use infranetes_sdk::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn who_ended_as_soon_as_it_might_run_again_was_resumed_but_never_paused() {
+        let left_out = io::Error::from_raw_os_error(rustix::io::Errno::NODEV.raw_os_error());
+        for gone in [io::ErrorKind::NotFound.into(), left_out] {
+            let again = io::Error::from_raw_os_error(gone.raw_os_error().unwrap_or(2));
+            pause_outcome("c", false, Err(gone)).unwrap();
+            let paused = pause_outcome("c", true, Err(again)).unwrap_err();
+            assert_eq!(paused.kind, ErrorKind::Conflict);
+        }
+        for paused in [false, true] {
+            pause_outcome("c", paused, Ok(())).unwrap();
+            let denied = pause_outcome("c", paused, Err(io::ErrorKind::Unsupported.into()));
+            assert_eq!(denied.unwrap_err().kind, ErrorKind::Unsupported);
+        }
+    }
+}

@@ -197,3 +197,28 @@ fn repetitions_are_harmless_and_contradictions_are_refused() {
         world.assert_clean();
     });
 }
+
+#[test]
+fn a_container_that_ends_as_soon_as_it_may_run_again_was_resumed() {
+    isolated("a_container_that_ends_as_soon_as_it_may_run_again_was_resumed", async || {
+        let world = World::new().await;
+        let image = world.busybox().await;
+        let ids: Vec<String> = (0..20).map(|number| format!("c{number}")).collect();
+        for id in &ids {
+            world.run(request(id, &image, &["/bin/sleep", "1"])).await;
+            world.provider.pause(ctx(), container(id)).await.unwrap();
+        }
+        // Their time passes while they stand still.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for id in &ids {
+            world.provider.resume(ctx(), container(id)).await.unwrap();
+        }
+        for id in &ids {
+            assert_eq!(world.exited(id).await.exit_code, 0);
+            let error = world.provider.resume(ctx(), container(id)).await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Conflict);
+            world.provider.remove(ctx(), container(id)).await.unwrap();
+        }
+        world.assert_clean();
+    });
+}
