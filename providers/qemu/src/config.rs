@@ -35,8 +35,7 @@ pub struct Config {
     pub machine: String,
     /// QEMU's `-bios`; absent: qboot, which is quicker, where QEMU brings it, else QEMU's default.
     pub firmware: Option<String>,
-    /// QEMU's `-cpu`; absent: `host` under KVM, `max` without what is slow to emulate under TCG. Where no image is built for x86-64-v3,
-    /// `max,-erms,-fsrm,-la57,-avx2` makes all that comes out of an emulated machine, and goes into it, quicker.
+    /// QEMU's `-cpu`; absent: `host` under KVM, `max` without what is slow to emulate under TCG.
     pub cpu: Option<String>,
     /// Where machines keep their files; absent: the instance's state directory. One instance per directory.
     pub run_dir: Option<PathBuf>,

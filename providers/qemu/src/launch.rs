@@ -181,7 +181,9 @@ impl Launcher {
             false => format!("infranetes.ip={GUEST_ADDRESS}/24,10.0.2.2,10.0.2.3"),
             true => format!("infranetes.control={GUEST_ADDRESS}/24,{OWN_MAC}"),
         };
-        let words = [kernel_args, &address, extra_kernel_args].into_iter().map(|part| part.trim());
+        let tuning = if self.acceleration.kvm { "" } else { EMULATED_LIBC };
+        let words = [kernel_args, tuning, &address, extra_kernel_args];
+        let words = words.into_iter().map(|part| part.trim());
         words.filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
     }
 
@@ -196,9 +198,14 @@ fn cpus(record: &Record) -> u64 {
 }
 
 /// All that the emulator can do, but for what makes guests slow: with the first two, Linux copies memory by an instruction that is
-/// emulated byte by byte (both or neither: a kernel that sees one alone hangs); the third makes page tables a level deeper. AVX2 stays,
-/// although it makes encryption slow: images that are built for x86-64-v3 do not start without it.
+/// emulated byte by byte (both or neither: a kernel that sees one alone hangs); the third makes page tables a level deeper. AVX2 stays:
+/// images that are built for x86-64-v3 do not start without it.
 const EMULATED_CPU: &str = "max,-erms,-fsrm,-la57";
+
+/// For the C library of the agent, by its environment; what runs in containers has another one. The emulator runs 256-bit instructions as
+/// such ones of the node, and after them, until it comes back to its own loop, its routines for AES are thirty times as slow. So
+/// nothing that runs between two records of TLS may have such instructions, not even the copying of memory.
+const EMULATED_LIBC: &str = "GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX2,-AVX_Fast_Unaligned_Load";
 
 /// User-data is handed over in two ways: as a file of QEMU's firmware interface, for which the guest needs a module, and,
 /// where it fits, as a string of the SMBIOS tables, which every kernel shows. A string holds no zero.
@@ -312,7 +319,7 @@ mod tests {
             "file=user-data.boot ",
             "-smbios type=11,path=user-data.boot ",
             "-kernel /k -initrd ../boot/i ",
-            "infranetes.ip=10.0.2.15/24,10.0.2.2,10.0.2.3 debug",
+            "=-AVX2,-AVX_Fast_Unaligned_Load infranetes.ip=10.0.2.15/24,10.0.2.2,10.0.2.3 debug",
         ] {
             assert!(line.contains(part), "{part} is not in {line}");
         }
@@ -332,5 +339,7 @@ mod tests {
             assert!(line.contains(part), "{part} is not in {line}");
         }
         assert!(!line.contains("infranetes.ip="), "{line}");
+        let fast = Launcher { acceleration: Acceleration { kvm: true, why: "test" }, ..launcher };
+        assert!(!fast.kernel_command_line(false).contains("GLIBC_TUNABLES"));
     }
 }
