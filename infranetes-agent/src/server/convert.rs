@@ -326,7 +326,7 @@ pub(super) fn container_usage(stats: sdk::ContainerStats) -> ContainerUsage {
 
 const MESSAGE_BYTES_MAX: usize = 2048;
 const IMPORT_BYTES_MAX: usize = 256 * 1024;
-const LOG_BYTES_MAX: usize = 64 * 1024;
+const LOG_BYTES_MAX: usize = 128 * 1024;
 /// A day: longer than any pod is given to end.
 const GRACE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 

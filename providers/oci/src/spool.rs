@@ -323,9 +323,10 @@ pub(crate) fn check_limits(limits: SpoolLimits) -> Result<SpoolLimits> {
 }
 
 const RECORD_HEADER: usize = 21;
-/// The most that one chunk holds, and that one read asks for.
-pub(crate) const CHUNK_BYTES: usize = 32 << 10;
-const SEGMENT_BYTES: u64 = 64 << 10;
+/// The most that one chunk holds, and that one read asks for. Each chunk wakes all that is on its way to the node, so few large ones are
+/// quicker; but what malloc gives back to the kernel, which is all that is larger than 128 KiB, costs more than it saves.
+pub(crate) const CHUNK_BYTES: usize = 120 << 10;
+const SEGMENT_BYTES: u64 = 124 << 10;
 /// Of one read.
 const MUCH_BYTES: u64 = 4 << 10;
 

@@ -22,7 +22,7 @@ fn a_container_that_writes_faster_than_its_reader_reads_waits_and_loses_nothing(
     let name = "a_container_that_writes_faster_than_its_reader_reads_waits_and_loses_nothing";
     isolated(name, async || {
         let world = World::with(|config| {
-            (config.log_memory_kib, config.log_file_mib) = (128, 1);
+            (config.log_memory_kib, config.log_file_mib) = (248, 1);
         })
         .await;
         let image = world.busybox().await;
@@ -65,7 +65,7 @@ fn a_container_that_writes_faster_than_its_reader_reads_waits_and_loses_nothing(
 fn a_full_spool_does_not_keep_a_container_from_being_removed() {
     isolated("a_full_spool_does_not_keep_a_container_from_being_removed", async || {
         let world = World::with(|config| {
-            (config.log_memory_kib, config.log_file_mib) = (128, 0);
+            (config.log_memory_kib, config.log_file_mib) = (248, 0);
         })
         .await;
         let image = world.busybox().await;

@@ -365,7 +365,7 @@ fn cut(mut text: String, bytes_max: usize) -> String {
 }
 
 const IPS_MAX: usize = 32;
-const LOG_BYTES_MAX: usize = 64 * 1024;
+const LOG_BYTES_MAX: usize = 128 * 1024;
 const WORD_BYTES_MAX: usize = 256;
 const SENTENCE_BYTES_MAX: usize = 4096;
 /// What a pod may name and a few of the image.

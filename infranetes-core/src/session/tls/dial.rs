@@ -244,12 +244,15 @@ fn http2() -> tonic::transport::Endpoint {
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME_BYTES)
         .http2_max_header_list_size(16 * 1024)
 }
 
 /// What waits unread of one stream. 64 streams may have a reader who never reads (`duplex`); that much and a little more is
 /// the connection's, so that everything else goes on.
 const STREAM_WINDOW: u32 = 256 * 1024;
+/// A chunk of output in one frame: each frame has a head, which costs a record of TLS and its packets.
+const FRAME_BYTES: u32 = 192 * 1024;
 const CONNECTION_WINDOW: u32 = 64 * STREAM_WINDOW + 2 * 1024 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// An emulated CPU that is shared with others takes its time.
