@@ -28,5 +28,6 @@ mod orphans;
 mod plugin;
 mod result;
 mod state;
+mod unhurried;
 
 pub use network::{CniNetwork, CniSettings};

@@ -16,6 +16,7 @@ use crate::chain::Chain;
 use crate::error::CniError;
 use crate::list::NetworkList;
 use crate::state::{self, Connection, StateDir};
+use crate::unhurried::unhurried;
 use crate::{capabilities, layout, namespace, orphans, plugin, result};
 
 /// Where everything is.
@@ -72,7 +73,7 @@ impl CniNetwork {
             result: None,
         };
         let dir = self.dir(&wish.sandbox);
-        dir.save(&connection)?;
+        unhurried(|| dir.save(&connection))?;
         let path = self.namespace(&wish.sandbox);
         let pinned = path.clone();
         let made = tokio::task::spawn_blocking(move || namespace::make(&pinned)).await;
@@ -81,7 +82,7 @@ impl CniNetwork {
             .map_err(CniError::io("make the network namespace", &path))?;
         let result = self.chain(&connection, &wish.sandbox).add().await?;
         connection.result = Some(result.clone());
-        dir.save(&connection)?;
+        unhurried(|| dir.save(&connection))?;
         let name = &connection.list.name;
         let made = result::made(&result, INTERFACE).map_err(|problem| CniError::NoResult {
             plugin: name.clone(),
@@ -131,9 +132,12 @@ impl CniNetwork {
             tracing::info!(sandbox = %sandbox, network = connection.list.name, "disconnected");
         }
         let path = self.namespace(sandbox);
-        namespace::remove(&path).map_err(CniError::io("remove the network namespace", &path))?;
-        // Last: as long as it is there, this is done again.
-        dir.remove()
+        unhurried(|| {
+            namespace::remove(&path)
+                .map_err(CniError::io("remove the network namespace", &path))?;
+            // Last: as long as it is there, this is done again.
+            dir.remove()
+        })
     }
 
     fn chain<'a>(&self, connection: &'a Connection, sandbox: &SandboxId) -> Chain<'a> {
@@ -193,7 +197,7 @@ impl CniNetwork {
         };
         self.readiness.problem(&list, &self.place());
         let _alone = self.gate.write().await;
-        let connected = self.connected(known)?;
+        let connected = unhurried(|| self.connected(known))?;
         if care::collect(&list, &self.place(), &connected).await? {
             let stay = connected.len();
             tracing::info!(
@@ -239,7 +243,7 @@ impl PodNetwork for CniNetwork {
         let path = ranges_file(&self.settings);
         let words: Vec<String> = ranges.iter().map(ToString::to_string).collect();
         let made = std::fs::create_dir_all(&self.settings.state_dir);
-        let saved = made.and_then(|()| state::save(&path, &words));
+        let saved = made.and_then(|()| unhurried(|| state::save(&path, &words)));
         saved.map_err(CniError::io("write", &path))?;
         *held = ranges.to_vec();
         Ok(())

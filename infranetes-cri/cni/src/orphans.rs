@@ -12,13 +12,14 @@ use nix::unistd::{Pid, getpgid};
 use tokio::time::{Instant, sleep};
 
 use crate::error::CniError;
+use crate::unhurried::unhurried;
 
 /// Waits until no plugin reads this file. Each may end its work first, because what was begun and not ended is what many
 /// plugins cannot take back; after `grace` it is killed.
 pub(crate) async fn end(stdin: &Path, grace: Duration) -> Result<(), CniError> {
     let began = Instant::now();
     loop {
-        let Some(pid) = reader_of(stdin) else { return Ok(()) };
+        let Some(pid) = unhurried(|| reader_of(stdin)) else { return Ok(()) };
         if began.elapsed() >= grace + KILL_LIMIT {
             return Err(CniError::Orphan(pid.as_raw()));
         }
