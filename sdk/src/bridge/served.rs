@@ -44,10 +44,10 @@ impl Served {
 
 impl Endpoint for Served {
     fn notify(&self, method: RStr<'_>, body: RSlice<'_, u8>) {
-        if method.as_str() == "plugin/log_level"
-            && let Ok(record) = v1::LogRecord::decode(body.as_slice())
-        {
-            forward::set_level(LogLevel::parse(&record.level));
+        if method.as_str() == "plugin/log_level" {
+            if let Ok(record) = v1::LogRecord::decode(body.as_slice()) {
+                forward::set_level(LogLevel::parse(&record.level));
+            }
         }
     }
 

@@ -19,7 +19,7 @@ pub(super) async fn create(stage: &Stage) -> Outcome {
     let size = volume.size_bytes;
     ensure(size >= wanted, || format!("it has {size} bytes instead of {wanted}"))?;
     let granule = able.granularity_bytes.max(1);
-    ensure(size.is_multiple_of(granule), || format!("{size} is no multiple of {granule} bytes"))
+    ensure(size % granule == 0, || format!("{size} is no multiple of {granule} bytes"))
 }
 
 pub(super) async fn other_shape(stage: &Stage) -> Outcome {
