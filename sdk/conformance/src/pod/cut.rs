@@ -39,7 +39,8 @@ pub(super) async fn resize(stage: &Stage) -> Outcome {
     require(stage.capabilities().await?.resize, "describe denies resize")?;
     let (_, machine) = stage.main()?;
     let before = size(stage, &machine.id).await?;
-    let wish = PlanRequest { memory_bytes: before.memory_bytes * 2, ..stage.subject.plan.clone() };
+    let memory_bytes = before.memory_bytes.saturating_mul(2);
+    let wish = PlanRequest { memory_bytes, ..stage.subject.plan.clone() };
     let plan = stage.provider.plan(stage.ctx(), wish).await;
     let larger = plan.ok().and_then(|plan| plan.candidates.into_iter().next());
     let wanted = larger.unwrap_or_else(|| before.clone());

@@ -47,7 +47,7 @@ pub(super) async fn expand(stage: &Stage) -> Outcome {
     for (cut, patience) in Cut::ALL.into_iter().zip(PATIENCE) {
         let wish = stage.request().await?;
         let volume = stage.make(&wish).await?;
-        let size_bytes = volume.size_bytes + able.granularity_bytes.max(1);
+        let size_bytes = volume.size_bytes.saturating_add(able.granularity_bytes.max(1));
         let request = ExpandVolumeRequest { id: volume.id.clone(), size_bytes };
         let call = |context| stage.provider.expand(context, request.clone());
         cut.off("expand", stage.limits(), patience, call).await?;
