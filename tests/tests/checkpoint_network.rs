@@ -223,7 +223,7 @@ impl Listeners {
         let (told, heard) = tokio::sync::watch::channel((0, 0));
         for ip in ips {
             let ip: IpAddr = ip.parse()?;
-            let listener = TcpListener::bind((ip, LISTENER_PORT)).await?;
+            let listener = listener(ip).await?;
             let told = told.clone();
             tokio::spawn(async move {
                 while let Ok((mut stream, _)) = listener.accept().await {
@@ -258,6 +258,20 @@ impl Listeners {
         tokio::time::timeout(FETCH_LIMIT, more).await.context("they are silent")??;
         Ok(())
     }
+}
+
+/// A new address of IPv6 belongs to nobody until the kernel has asked whether another has it.
+async fn listener(ip: IpAddr) -> Result<TcpListener> {
+    let mut bound = None;
+    until(FETCH_LIMIT, "the node has its address", async || {
+        bound = match TcpListener::bind((ip, LISTENER_PORT)).await {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrNotAvailable => None,
+            bound => Some(bound?),
+        };
+        Ok(bound.is_some())
+    })
+    .await?;
+    bound.context("no listener")
 }
 
 /// All frames that come into this network, by a program that writes them down.
