@@ -1,7 +1,7 @@
 //! Takes away dead processes that nobody waits for.
 //!
 //! What a container leaves behind becomes a child of this process. So do processes whose end a container provider wants to
-//! know, which lives in this process, too: a zombie is therefore left alone for [`PATIENCE`], within which whoever waits for
+//! know, which lives in this process, too: a zombie is therefore left alone for `PATIENCE`, within which whoever waits for
 //! it has long taken its status.
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! The quick part of what CI runs: format, lints, tidy, packages, and licences and advisories where cargo-deny is installed.
+//! The quick part of what CI runs: format, lints, tidy, docs, packages, and licences and advisories where cargo-deny is installed.
 
 use anyhow::{Context, Result};
 
@@ -8,7 +8,7 @@ use crate::tidy;
 use crate::workspace::{Workspace, cargo};
 
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
-    let mut progress = Progress::new("check", 5);
+    let mut progress = Progress::new("check", 6);
     progress.step("format");
     cargo().args(["fmt", "--all", "--check"]).run().context("`cargo fmt --all` mends this")?;
     progress.step("lints");
@@ -16,6 +16,8 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     clippy.args(["--", "-D", "warnings"]).run()?;
     progress.step("tidy");
     tidy::run(workspace)?;
+    progress.step("docs");
+    document(workspace)?;
     progress.step("packages");
     package(workspace)?;
     progress.step("licences and advisories");
@@ -31,8 +33,17 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
 /// Packs what is published, all of it together, as a registry would get it. Whether the packages build is tried before a
 /// release (CONTRIBUTING.md), because it builds everything once more.
 fn package(workspace: &Workspace) -> Result<()> {
-    let published = workspace.packages.iter().filter(|package| package.is_published());
-    let names = published.flat_map(|package| ["--package", package.name.as_str()]);
     let pack = cargo().dir(workspace.root()).args(["package", "--quiet", "--no-verify"]);
-    pack.args(["--allow-dirty", "--offline"]).args(names).run()
+    pack.args(["--allow-dirty", "--offline"]).args(published(workspace)).run()
+}
+
+/// What is published has docs without a broken link.
+fn document(workspace: &Workspace) -> Result<()> {
+    let doc = cargo().dir(workspace.root()).env("RUSTDOCFLAGS", "-D warnings");
+    doc.args(["doc", "--quiet", "--no-deps"]).args(published(workspace)).run()
+}
+
+fn published(workspace: &Workspace) -> impl Iterator<Item = &str> {
+    let published = workspace.packages.iter().filter(|package| package.is_published());
+    published.flat_map(|package| ["--package", package.name.as_str()])
 }

@@ -6,7 +6,7 @@
 //!     └───────────┴─────────────┴───────────┴────────┴────────┴──► Failed ─► Removing
 //! ```
 //!
-//! - *Intended*: the wish, the connection to the pod network where the node gives it ([`connect`]), and then the machine's name, token and invitation, are durable; the provider knows nothing.
+//! - *Intended*: the wish, the connection to the pod network where the node gives it (`connect`), and then the machine's name, token and invitation, are durable; the provider knows nothing.
 //! - *Submitted*: the create call is on its way. It is never dropped half-way, and always repeated with the same token.
 //! - *Allocated*: the provider named the machine. *Booted*: it runs, its agent enrols. *Bound*: the agent is enrolled
 //!   and is told its sandbox.
@@ -17,17 +17,17 @@
 //! - *Removing*: a durable deletion, retried until the provider says that nothing is left.
 //!
 //! # How it works
-//! One task owns one sandbox ([`sandbox`]): nobody else changes its record. It asks the pure planner ([`plan`]) for the
+//! One task owns one sandbox (`sandbox`): nobody else changes its record. It asks the pure planner (`plan`) for the
 //! next step, runs that one step, applies how it ended, and plans again; meanwhile it answers requests by the pure
-//! admission table ([`admission`]). After a restart nothing is seen yet and the same planner finds the way from there.
-//! Everybody else reads the [`board`], so lists never wait for a task or a machine.
+//! admission table (`admission`). After a restart nothing is seen yet and the same planner finds the way from there.
+//! Everybody else reads the `board`, so lists never wait for a task or a machine.
 //!
 //! # What it promises
 //! - Nothing is asked of a provider that is not in the record first; a crash at any moment leaves no machine twice, none
 //!   behind, and a running one as it is.
 //! - A machine that nobody can reach any more does not keep its sandbox from being stopped and removed.
 //! - A network that was begun for a sandbox is taken down after its last machine, and retried until nothing is left of it.
-//! - Every wait has an end ([`timeouts`]), every queue a bound.
+//! - Every wait has an end (`timeouts`), every queue a bound.
 
 mod admission;
 mod board;

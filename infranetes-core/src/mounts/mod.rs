@@ -1,6 +1,6 @@
 //! What containers mount: files and directories of the node, and images.
 //!
-//! The node exports nothing. Each mount is placed by its path alone ([`place`]), and what it needs of the node travels into the
+//! The node exports nothing. Each mount is placed by its path alone (`place`), and what it needs of the node travels into the
 //! machine as a *volume*, which the pod's containers share:
 //!
 //! ```text
@@ -13,7 +13,7 @@
 //!  an image                                                        its layers in the machine, read-only
 //! ```
 //!
-//! Paths of the node are opened beneath a root without following a link ([`disk`]), so that neither a container nor a pod that
+//! Paths of the node are opened beneath a root without following a link (`disk`), so that neither a container nor a pod that
 //! swaps a directory for a link makes this process read or write elsewhere. A machine never says where something goes: it sends
 //! bytes for a path that the node remembers.
 

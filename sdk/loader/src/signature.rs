@@ -1,6 +1,6 @@
 //! Detached signatures: `PLUGIN.so.sig` beside the plugin says who vouches for its bytes.
 //!
-//! Text of one line, `ed25519:KEY SIGNATURE`, both in base64. Signed is the line [`CONTEXT`], followed by the SHA-256 digest of the
+//! Text of one line, `ed25519:KEY SIGNATURE`, both in base64. Signed is the line `CONTEXT`, followed by the SHA-256 digest of the
 //! file in hex and a line feed: no signature made for anything else can be taken for one.
 
 use std::ffi::OsString;

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The cut is at the ABI's `Endpoint`: requests are encoded there anyway, so that proxies, router, deadlines and errors are the
-//! very code of a plugin within this process. Frames carry what crosses ([`frame`]), a [`link`] keeps apart what goes on at once,
-//! and the [`keeper`] starts the helper, and starts it again.
+//! very code of a plugin within this process. Frames carry what crosses (`frame`), a `link` keeps apart what goes on at once,
+//! and the `keeper` starts the helper, and starts it again.
 //!
 //! # What it promises
 //!
