@@ -1,7 +1,6 @@
 //! The path of an author: from nothing to a plugin that keeps its promises.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 
 use infranetes_tests::author::{Workshop, checkout, target_dir};
 use infranetes_tests::node::Programs;
@@ -33,15 +32,12 @@ fn a_broken_promise_is_named_and_fails_the_check_and_a_panic_has_its_place() {
     assert_ne!(source, lie);
     // The instance is none the worse for it, but an author wants to know.
     let start = "Result<Providers> {";
-    let broken = lie.replacen(start, &format!("{start}{FLOOD}"), 1);
+    let panic =
+        format!("{start}\n        tokio::spawn(async {{ panic!(\"the meadow floods\") }});");
+    let broken = lie.replacen(start, &panic, 1);
     assert_ne!(lie, broken);
     fs::write(&lib, broken).unwrap();
     workshop.cargo(&dir, ["build"]).unwrap();
-    let (instance, key) = (dir.join("liar.toml"), dir.join("key"));
-    fs::write(&key, "s3cret\n").unwrap();
-    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
-    let text = fs::read_to_string(&instance).unwrap();
-    fs::write(&instance, format!("{text}\n[secrets]\nkey = {key:?}\n")).unwrap();
     let check =
         "infranetes-cri plugin check target/debug/libliar.so --config liar.toml --json report.json";
     let output = workshop.shell(&dir, check).unwrap();
@@ -49,7 +45,7 @@ fn a_broken_promise_is_named_and_fails_the_check_and_a_panic_has_its_place() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("describe grants quota, it answers Unsupported"), "{said}");
     assert!(said.contains("error panic: panicked at src/lib.rs:"), "{said}");
-    assert!(said.contains("the meadow floods, the key has 6 bytes"), "{said}");
+    assert!(said.contains("the meadow floods"), "{said}");
     assert!(said.contains("pod: 32 kept, 1 broken, 5 skipped"), "{said}");
     let report: serde_json::Value =
         serde_json::from_slice(&fs::read(dir.join("report.json")).unwrap()).unwrap();
@@ -73,11 +69,3 @@ fn programs() -> Programs {
     let bin = std::env::var_os("INFRANETES_BIN").expect("run this by `cargo xtask test`");
     Programs { bin: bin.into(), guest: Default::default() }
 }
-
-/// What a plugin may do while it starts.
-const FLOOD: &str = r#"
-        let of_host = host.clone();
-        tokio::spawn(async move {
-            let key = of_host.secret("key").await.expect("the key");
-            panic!("the meadow floods, the key has {} bytes", key.expose().len())
-        });"#;
