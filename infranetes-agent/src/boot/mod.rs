@@ -38,7 +38,7 @@ pub fn is_first_process() -> bool {
     nix::unistd::getpid().as_raw() == 1 && Path::new(&name).ends_with("init")
 }
 
-/// What the kernel wants loaded, when it runs this program as its helper for modules (`/sbin/modprobe -q -- NAME`).
+/// What the kernel wants loaded, when it runs this program as its helper for modules (`modprobe -q -- NAME`).
 pub fn wanted_module() -> Option<String> {
     let mut args = std::env::args_os();
     let is_helper = Path::new(&args.next()?).ends_with("modprobe");
@@ -81,6 +81,7 @@ fn boot(times: BootTimes) -> Result<(), BootError> {
     let early = control.is_none() && listen.needs_no_address();
     let early = early.then(|| listen.bind(None)).transpose().map_err(RunError::from)?;
     modules.load(modules::NETWORK)?;
+    modules::help_kernel().map_err(BootError::Kernel)?;
     let control = control.map(Control::set_up).transpose().map_err(BootError::Network)?;
     let apart = control.is_some();
     connect(address.as_ref(), apart)?;

@@ -17,6 +17,11 @@ pub(super) const CONTAINERS: &[&str] = &["overlay"];
 /// What shows the files that the hypervisor hands in.
 pub(super) const FIRMWARE: &[&str] = &["qemu_fw_cfg"];
 
+/// From now on the kernel has this program load what somebody needs.
+pub(super) fn help_kernel() -> io::Result<()> {
+    std::fs::write("/proc/sys/kernel/modprobe", HELPER)
+}
+
 /// The modules of the running kernel that the image has.
 pub(super) struct Modules {
     dir: PathBuf,
@@ -139,6 +144,9 @@ fn is_module(path: &str, name: &str) -> bool {
     let file = file.strip_suffix(".gz").unwrap_or(file);
     file.strip_suffix(".ko").is_some_and(|file| file.bytes().map(plain).eq(name.bytes()))
 }
+
+/// In the guest image.
+const HELPER: &str = "/usr/lib/infranetes/modprobe";
 
 /// A module that could not be loaded.
 #[derive(Debug, thiserror::Error)]

@@ -73,8 +73,9 @@ impl Inputs<'_> {
         let config = Entry::file(OCI_CONFIG.as_bytes().to_vec());
         layout.add("usr/lib/infranetes/plugins/oci.json", config, Origin::ours())?;
         layout.tree.add("init", Entry::symlink(AGENT))?;
-        // The kernel asks its helper for modules that somebody needs.
-        layout.tree.add("usr/sbin/modprobe", Entry::symlink(&format!("/{AGENT}")))?;
+        // The kernel asks its helper for modules that somebody needs. Not under the name that the kernel knows by itself: it asks for
+        // ciphers while it boots, and each question starts the agent (100 ms in all under emulation), to no avail.
+        layout.tree.add("usr/lib/infranetes/modprobe", Entry::symlink(&format!("/{AGENT}")))?;
         self.linker(&bytes, layout)?;
         for (name, library) in self.libraries.closure(&bytes)? {
             if !layout.has(&format!("{LINKER_DIR}/{name}")) {
