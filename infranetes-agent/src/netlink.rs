@@ -170,13 +170,14 @@ impl Netlink {
 
     /// Notes the link address of somebody who would not answer for it.
     pub fn add_neighbour(&mut self, interface: u32, ip: IpAddr, mac: [u8; 6]) -> io::Result<()> {
-        // struct ndmsg: family, padding, index, state, flags, type.
-        let mut body = vec![family(ip), 0, 0, 0];
-        body.extend(interface.to_ne_bytes());
-        body.extend(NUD_PERMANENT.to_ne_bytes());
-        body.extend([0, 0]);
-        attribute(&mut body, NDA_DST, &octets(ip));
+        let mut body = neighbour(interface, ip, NUD_PERMANENT, 0);
         attribute(&mut body, NDA_LLADDR, &mac);
+        self.request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, &body)
+    }
+
+    /// Asks somebody for its link address, which tells it this machine's. Does not wait for an answer.
+    pub fn ask_neighbour(&mut self, interface: u32, ip: IpAddr) -> io::Result<()> {
+        let body = neighbour(interface, ip, NUD_NONE, NTF_USE);
         self.request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, &body)
     }
 
@@ -212,6 +213,16 @@ fn unchanged(interface: u32) -> Vec<u8> {
     let mut body = vec![0_u8; 4];
     body.extend(interface.to_ne_bytes());
     body.extend([0; 8]);
+    body
+}
+
+/// struct ndmsg: family, padding, index, state, flags, type; and whom it is about.
+fn neighbour(interface: u32, ip: IpAddr, state: u16, flags: u8) -> Vec<u8> {
+    let mut body = vec![family(ip), 0, 0, 0];
+    body.extend(interface.to_ne_bytes());
+    body.extend(state.to_ne_bytes());
+    body.extend([flags, 0]);
+    attribute(&mut body, NDA_DST, &octets(ip));
     body
 }
 
@@ -307,6 +318,8 @@ const RTPROT_STATIC: u8 = 4;
 const RT_SCOPE_UNIVERSE: u8 = 0;
 const RT_SCOPE_LINK: u8 = 253;
 const RTN_UNICAST: u8 = 1;
+const NTF_USE: u8 = 0x01;
+const NUD_NONE: u16 = 0;
 const NUD_PERMANENT: u16 = 0x80;
 const FRA_SRC: u16 = 2;
 const FRA_PRIORITY: u16 = 6;

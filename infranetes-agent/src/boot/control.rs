@@ -3,29 +3,33 @@
 
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 
-use crate::boot::network::AddressError;
+use crate::boot::network::{AddressError, appear};
 use crate::interfaces::{index_of, parse_mac};
 use crate::netlink::{Netlink, Prefix};
 
-/// Which interface, and its address: `ADDRESS/PREFIX,MAC`.
+/// Which interface, its address, and where on its network the node's connections come from: `ADDRESS/PREFIX,MAC,CALLER`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Control {
     address: Prefix,
     mac: [u8; 6],
+    caller: IpAddr,
 }
 
 impl Control {
     /// Parses the value of `infranetes.control`.
     pub(super) fn parse(text: &str) -> Result<Self, AddressError> {
         let read = || {
-            let (address, mac) = text.split_once(',')?;
-            Some(Self { address: Prefix::parse(address)?, mac: parse_mac(mac)? })
+            let (address, rest) = text.split_once(',')?;
+            let (mac, caller) = rest.split_once(',')?;
+            let (address, mac) = (Prefix::parse(address)?, parse_mac(mac)?);
+            Some(Self { address, mac, caller: caller.parse().ok()? })
         };
         read().ok_or_else(|| AddressError::Control(text.to_owned()))
     }
@@ -43,8 +47,7 @@ impl Control {
             let mut inside = Netlink::open()?;
             let index = if_nametoindex(name.as_str())?;
             inside.link_up(LOOPBACK)?;
-            inside.link_up(index)?;
-            inside.add_address(index, self.address, true)?;
+            appear(&mut inside, index, self.address, self.caller)?;
             Ok(namespace)
         })?;
         work.join().map_err(|_| io::Error::other("the thread that moves it died"))?
@@ -59,9 +62,17 @@ mod tests {
 
     #[test]
     fn an_interface_and_its_address_are_read() {
-        let control = Control::parse("10.0.2.15/24,02:00:00:00:00:01").unwrap();
+        let control = Control::parse("10.0.2.15/24,02:00:00:00:00:01,10.0.2.2").unwrap();
         assert_eq!((control.address.length, control.mac), (24, [2, 0, 0, 0, 0, 1]));
-        for text in ["", "10.0.2.15/24", "10.0.2.15,02:00:00:00:00:01", "10.0.2.15/24,eth0"] {
+        assert_eq!(control.caller, IpAddr::from([10, 0, 2, 2]));
+        for text in [
+            "",
+            "10.0.2.15/24",
+            "10.0.2.15/24,02:00:00:00:00:01",
+            "10.0.2.15,02:00:00:00:00:01,10.0.2.2",
+            "10.0.2.15/24,eth0,10.0.2.2",
+            "10.0.2.15/24,02:00:00:00:00:01,node",
+        ] {
             assert_eq!(Control::parse(text), Err(AddressError::Control(text.into())));
         }
     }

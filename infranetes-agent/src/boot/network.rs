@@ -72,10 +72,7 @@ pub fn first_interface() -> Option<u32> {
 pub fn configure(interface: u32, address: &StaticAddress) -> io::Result<()> {
     let mut netlink = Netlink::open()?;
     let own = Prefix { ip: address.address.into(), length: address.prefix };
-    // In this order, because whoever asked for the address before may have its question delivered at once when the interface
-    // is up, and asks again only after a while.
-    netlink.add_address(interface, own, true)?;
-    netlink.link_up(interface)?;
+    appear(&mut netlink, interface, own, address.gateway.into())?;
     let default = Route {
         destination: Prefix { ip: Ipv4Addr::UNSPECIFIED.into(), length: 0 },
         gateway: Some(address.gateway.into()),
@@ -84,6 +81,23 @@ pub fn configure(interface: u32, address: &StaticAddress) -> io::Result<()> {
         on_link: false,
     };
     netlink.add_route(interface, &default)
+}
+
+/// Brings an interface up with an address, and asks for the link address of whoever dials it. Who dialled before the interface was
+/// there waits for an answer to that question of its own, and asks again only after a while (QEMU's user-mode network: 200 ms):
+/// our question answers it.
+pub(super) fn appear(
+    netlink: &mut Netlink,
+    interface: u32,
+    own: Prefix,
+    caller: IpAddr,
+) -> io::Result<()> {
+    // In this order: a question that waits for the interface is delivered as soon as that is up.
+    netlink.add_address(interface, own, true)?;
+    netlink.link_up(interface)?;
+    // Nobody there answers: whoever dials finds this machine by itself.
+    let _ = netlink.ask_neighbour(interface, caller);
+    Ok(())
 }
 
 /// Brings an interface up with link-local addresses alone.
@@ -98,7 +112,7 @@ pub enum AddressError {
     #[error("infranetes.ip={0:?} is not ADDRESS/PREFIX,GATEWAY[,DNS]")]
     Invalid(String),
     /// Not a control interface.
-    #[error("infranetes.control={0:?} is not ADDRESS/PREFIX,MAC")]
+    #[error("infranetes.control={0:?} is not ADDRESS/PREFIX,MAC,CALLER")]
     Control(String),
     /// Not there yet.
     #[error("this agent has no DHCP client yet: give infranetes.ip=ADDRESS/PREFIX,GATEWAY[,DNS]")]

@@ -132,7 +132,12 @@ impl Launcher {
             "-netdev",
             format!("user,id=net,ipv6=off,restrict={restrict},hostfwd=tcp:127.0.0.1:0-:{port}"),
         );
-        line.pair("-device", format!("virtio-net-pci,netdev=net,mac={OWN_MAC},romfile="));
+        // A link that cannot go down is up as soon as the guest wants it; of others it has to find out first, and loses what it
+        // sends meanwhile.
+        line.pair(
+            "-device",
+            format!("virtio-net-pci,netdev=net,mac={OWN_MAC},status=off,romfile="),
+        );
         for (tap, fd) in taps.iter().zip(FIRST_TAP..) {
             line.pair("-netdev", format!("tap,id=pod{fd},fd={fd}"));
             let mac = &tap.mac;
@@ -178,8 +183,8 @@ impl Launcher {
     fn kernel_command_line(&self, pod_network: bool) -> String {
         let Config { kernel_args, extra_kernel_args, .. } = &self.config;
         let address = match pod_network {
-            false => format!("infranetes.ip={GUEST_ADDRESS}/24,10.0.2.2,10.0.2.3"),
-            true => format!("infranetes.control={GUEST_ADDRESS}/24,{OWN_MAC}"),
+            false => format!("infranetes.ip={GUEST_ADDRESS}/24,{GATEWAY},10.0.2.3"),
+            true => format!("infranetes.control={GUEST_ADDRESS}/24,{OWN_MAC},{GATEWAY}"),
         };
         let tuning = if self.acceleration.kvm { "" } else { EMULATED_LIBC };
         let words = [kernel_args, tuning, &address, extra_kernel_args];
@@ -265,6 +270,8 @@ const CONSOLE_LIMIT_FACTOR: u64 = 4;
 /// Translated code of a guest under TCG.
 const TCG_CACHE_MIB: u64 = 128;
 const OWN_MEMORY_MIB: u64 = 192;
+/// Where QEMU's user-mode network has its own end; connections of the node come from there.
+const GATEWAY: &str = "10.0.2.2";
 /// Of the interface that every machine has; it means nothing outside.
 const OWN_MAC: &str = "52:54:00:12:34:56";
 /// The number of the first tap in QEMU: above those that a shell may use.
@@ -334,7 +341,7 @@ mod tests {
         for part in [
             ",restrict=on,hostfwd=tcp:127.0.0.1:0-:7443 ",
             "-netdev tap,id=pod30,fd=30 -device virtio-net-pci,netdev=pod30,mac=ee:00:00:00:00:01,",
-            "infranetes.control=10.0.2.15/24,52:54:00:12:34:56 debug",
+            "infranetes.control=10.0.2.15/24,52:54:00:12:34:56,10.0.2.2 debug",
         ] {
             assert!(line.contains(part), "{part} is not in {line}");
         }
