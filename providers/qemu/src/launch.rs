@@ -11,8 +11,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use command_fds::{CommandFdExt, FdMapping};
+use rustix::thread::{disable_transparent_huge_pages, transparent_huge_pages_are_disabled};
 use tokio::process::{Child, Command};
 
 use crate::checkpoint::Shape;
@@ -83,6 +85,7 @@ impl Launcher {
             taps.map(|(tap, child_fd)| FdMapping { parent_fd: tap.fd, child_fd }).collect();
         // Numbers that follow each other do not collide.
         command.fd_mappings(mappings).map_err(|_| QemuError::Broken)?;
+        let _small = (!self.acceleration.kvm).then(SmallPages::begin);
         command.spawn().map_err(|source| QemuError::Spawn { source })
     }
 
@@ -234,6 +237,32 @@ pub(crate) async fn give_the_word(child: &mut Child) -> io::Result<()> {
     match child.stdin.take() {
         Some(mut stdin) => stdin.write_all(b"go\n").await,
         None => Err(io::ErrorKind::BrokenPipe.into()),
+    }
+}
+
+/// While it lives, what this process starts has its memory in small pages, for good. An emulated machine gains nothing from huge
+/// ones (its CPU's page tables are not the node's), and each first touch while it boots would clear two MiB.
+///
+/// A child takes this over from its parent, so the parent has it for that moment; of its own memory nothing changes but the size of
+/// pages that it touches for the first time meanwhile. A node that knows no such setting starts machines without it.
+struct SmallPages {
+    _turn: MutexGuard<'static, ()>,
+    before: bool,
+}
+
+impl SmallPages {
+    fn begin() -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = transparent_huge_pages_are_disabled().unwrap_or(true);
+        let _ = disable_transparent_huge_pages(true);
+        Self { _turn: turn, before }
+    }
+}
+
+impl Drop for SmallPages {
+    fn drop(&mut self) {
+        let _ = disable_transparent_huge_pages(self.before);
     }
 }
 
