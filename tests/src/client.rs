@@ -240,6 +240,13 @@ impl Client {
         Ok(self.runtime.pod_sandbox_status(request).await?.into_inner())
     }
 
+    /// What the node recorded of a sandbox's start: the steps, with milliseconds since the pod was wanted.
+    pub async fn timeline(&mut self, id: &str) -> Result<Vec<(String, u64)>> {
+        let sandbox = self.sandbox(id).await?;
+        let timeline = sandbox.info.get("timeline").context("the status has no timeline")?;
+        Ok(serde_json::from_str(timeline)?)
+    }
+
     /// Stops a container.
     pub async fn stop_container(&mut self, id: &str, seconds: i64) -> Result<(), tonic::Status> {
         let request = cri::StopContainerRequest { container_id: id.to_owned(), timeout: seconds };

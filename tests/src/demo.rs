@@ -183,9 +183,7 @@ fn qemu_of(dir: &Path) -> Vec<u32> {
 
 /// Where the start-up time went, from what the daemon recorded.
 async fn print_timeline(client: &mut Client, sandbox: &str, container: &str) -> Result<()> {
-    let sandbox = client.sandbox(sandbox).await?;
-    let timeline = sandbox.info.get("timeline").context("the status has no timeline")?;
-    let steps: Vec<(String, u64)> = serde_json::from_str(timeline)?;
+    let steps = client.timeline(sandbox).await?;
     println!("\nWhere the time went (milliseconds since the pod was wanted):");
     for (name, at) in &steps {
         println!("  {name:<16} {at:>7}");

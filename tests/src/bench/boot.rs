@@ -37,6 +37,8 @@ struct Figures {
     pairs: u16,
     bare: Spread,
     sandbox: Spread,
+    /// When a sandbox reached each step, since it was wanted.
+    steps: Vec<(String, Spread)>,
     ratio_at_median: f64,
     agent_rss_mib: f64,
     initramfs_mib: f64,
@@ -57,12 +59,15 @@ pub async fn run(options: &Options) -> Result<()> {
 
     let mut client = daemon.client();
     let machine = Machine::look_at(&mut client, &node, &registry).await?;
-    let (mut bare, mut sandbox) = (Vec::new(), Vec::new());
+    // A bare machine takes this over from here, as a sandbox's does from its provider.
+    nix::sys::prctl::set_thp_disable(machine.small_pages)?;
+    let (mut bare, mut sandbox, mut steps) = (Vec::new(), Vec::new(), Steps::default());
     for pair in 0..options.pairs {
         bare.push(bare_boot(&machine.arguments, &programs.guest).await?);
-        sandbox.push(sandbox_boot(&mut client, &node, pair).await?);
-        let (bare, sandbox) = (bare[bare.len() - 1], sandbox[sandbox.len() - 1]);
-        println!("pair {:>2}: bare {bare:>7.0?}, sandbox {sandbox:>7.0?}", pair + 1);
+        sandbox.push(sandbox_boot(&mut client, &node, pair, &mut steps).await?);
+        let (bare, sandbox) =
+            (bare[bare.len() - 1].as_millis(), sandbox[sandbox.len() - 1].as_millis());
+        println!("pair {:>2}: bare {bare:>5} ms, sandbox {sandbox:>5} ms", pair + 1);
     }
     daemon.stop().await?;
 
@@ -71,6 +76,7 @@ pub async fn run(options: &Options) -> Result<()> {
         pairs: options.pairs,
         bare,
         sandbox,
+        steps: steps.spreads(),
         ratio_at_median: sandbox.median_ms / bare.median_ms,
         agent_rss_mib: machine.agent_rss_kib / 1024.0,
         initramfs_mib: mib(std::fs::metadata(programs.guest.join("initramfs"))?.len()),
@@ -79,6 +85,9 @@ pub async fn run(options: &Options) -> Result<()> {
     };
     println!("bare boot:     min {:.0} ms, median {:.0} ms", bare.min_ms, bare.median_ms);
     println!("sandbox ready: min {:.0} ms, median {:.0} ms", sandbox.min_ms, sandbox.median_ms);
+    for (name, spread) in &figures.steps {
+        println!("  {name:<16} min {:>5.0} ms, median {:>5.0} ms", spread.min_ms, spread.median_ms);
+    }
     options.output.conclude("boot", &figures.targets(), &figures)
 }
 
@@ -104,6 +113,8 @@ impl Figures {
 /// What the first machine tells: how it was started, and what its agent uses.
 struct Machine {
     arguments: Vec<String>,
+    /// Whether its memory has no huge pages.
+    small_pages: bool,
     agent_rss_kib: f64,
 }
 
@@ -121,9 +132,11 @@ impl Machine {
             .context("no QEMU process belongs to the node")?;
         let arguments = std::fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
         let arguments = arguments.split_terminator('\0').map(str::to_owned).collect();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let small_pages = status.lines().any(|line| line == "THP_enabled:\t0");
         let agent_rss_kib = agent_rss_kib(client, &sandbox, &pod, &image).await?;
         client.remove_pod(&sandbox).await?;
-        Ok(Machine { arguments, agent_rss_kib })
+        Ok(Machine { arguments, small_pages, agent_rss_kib })
     }
 }
 
@@ -144,6 +157,26 @@ async fn agent_rss_kib(client: &mut Client, sandbox: &str, pod: &Pod, image: &st
     Ok(figure.parse()?)
 }
 
+/// When each step was reached, of all sandboxes, in the order of the steps.
+#[derive(Default)]
+struct Steps(Vec<(String, Vec<Duration>)>);
+
+impl Steps {
+    fn add(&mut self, timeline: Vec<(String, u64)>) {
+        for (name, at) in timeline {
+            let at = Duration::from_millis(at);
+            match self.0.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, times)) => times.push(at),
+                None => self.0.push((name, vec![at])),
+            }
+        }
+    }
+
+    fn spreads(self) -> Vec<(String, Spread)> {
+        self.0.into_iter().map(|(name, times)| (name, Spread::of(&times))).collect()
+    }
+}
+
 async fn listening_times(node: &Node) -> Result<Vec<Duration>> {
     let mut times = Vec::new();
     for _ in 0..DAEMON_STARTS {
@@ -161,11 +194,17 @@ async fn listening_times(node: &Node) -> Result<Vec<Duration>> {
     Ok(times)
 }
 
-async fn sandbox_boot(client: &mut Client, node: &Node, number: u16) -> Result<Duration> {
+async fn sandbox_boot(
+    client: &mut Client,
+    node: &Node,
+    number: u16,
+    steps: &mut Steps,
+) -> Result<Duration> {
     let pod = pod(node, &format!("pair-{number}"));
     let wanted = Instant::now();
     let sandbox = client.run_pod(&pod).await?;
     let ready = wanted.elapsed();
+    steps.add(client.timeline(&sandbox).await?);
     client.remove_pod(&sandbox).await?;
     Ok(ready)
 }
@@ -223,7 +262,7 @@ fn bare_arguments(arguments: &[String], initramfs: &Path, dir: &Path) -> Vec<Str
             "-smbios" => format!("type=11,path={}", empty_file(dir).display()),
             // A copy for the machine's user, named relative to the machine's directory.
             "-kernel" if Path::new(value).is_relative() => {
-                initramfs.with_file_name("vmlinuz").display().to_string()
+                initramfs.with_file_name("vmlinux").display().to_string()
             }
             "-qmp" => format!("unix:{}/qmp,server=on,wait=off", dir.display()),
             "-chardev" if value.starts_with("socket") => {
