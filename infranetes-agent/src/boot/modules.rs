@@ -17,9 +17,12 @@ pub(super) const CONTAINERS: &[&str] = &["overlay"];
 /// What shows the files that the hypervisor hands in.
 pub(super) const FIRMWARE: &[&str] = &["qemu_fw_cfg"];
 
-/// From now on the kernel has this program load what somebody needs.
+/// From now on the kernel has this program load what somebody needs. A kernel without modules needs nobody.
 pub(super) fn help_kernel() -> io::Result<()> {
-    std::fs::write("/proc/sys/kernel/modprobe", HELPER)
+    match std::fs::write("/proc/sys/kernel/modprobe", HELPER) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        written => written,
+    }
 }
 
 /// The modules of the running kernel that the image has.
