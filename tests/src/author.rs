@@ -97,7 +97,10 @@ impl Workshop {
 
 /// The root of this checkout.
 pub fn checkout() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
+    // Of this run, if cargo runs it: clones may share what is built.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR");
+    let package = package.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&package).parent().map(Path::to_owned).unwrap_or_default()
 }
 
 /// Where the crates of authors build: beside what cargo builds for this program, and kept.

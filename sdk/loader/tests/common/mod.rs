@@ -21,7 +21,8 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
     let target = test.parent().and_then(Path::parent).expect("target directory");
     let built = target.join("examples").join(file);
     // `cargo test --test NAME` runs without building examples.
-    let source = format!("{}/examples/fixture_{name}.rs", env!("CARGO_MANIFEST_DIR"));
+    let package = std::env::var("CARGO_MANIFEST_DIR").expect("run by cargo");
+    let source = format!("{package}/examples/fixture_{name}.rs");
     let changed = |path: &Path| std::fs::metadata(path).and_then(|found| found.modified()).ok();
     let fresh = changed(&built) >= changed(Path::new(&source)) && built.exists();
     assert!(fresh, "{built:?} is missing or old: run `cargo test -p infranetes-loader`");
