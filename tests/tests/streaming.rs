@@ -156,6 +156,11 @@ async fn a_terminal_has_a_size_and_control_characters(case: &mut Case) -> Result
     // Control-C ends what runs, not the shell.
     session.type_in(b"echo begin-$((2+1)); sleep 600\n").await?;
     session.read_until("begin-3").await?;
+    // Before it runs, the terminal is the shell's, and nobody would end what comes after.
+    until(Duration::from_secs(30), "it sleeps", async || {
+        Ok(processes(&mut client.clone(), &id, "[s]leep 600$").await? == 1)
+    })
+    .await?;
     session.type_in(&[3]).await?;
     session.type_in(b"echo code-$?\n").await?;
     session.read_until("code-130").await?;
