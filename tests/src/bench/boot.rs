@@ -131,13 +131,25 @@ impl Machine {
             .find(|(_, line)| line.contains("qemu-system"))
             .context("no QEMU process belongs to the node")?;
         let arguments = std::fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
-        let arguments = arguments.split_terminator('\0').map(str::to_owned).collect();
+        let mut arguments: Vec<String> =
+            arguments.split_terminator('\0').map(str::to_owned).collect();
+        name_kernel(&mut arguments, Path::new(&format!("/proc/{pid}/cwd")))?;
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let small_pages = status.lines().any(|line| line == "THP_enabled:\t0");
         let agent_rss_kib = agent_rss_kib(client, &sandbox, &pod, &image).await?;
         client.remove_pod(&sandbox).await?;
         Ok(Machine { arguments, small_pages, agent_rss_kib })
     }
+}
+
+/// A sandbox's kernel may be a copy for the machine's user, named relative to the machine's directory, which goes with the machine.
+fn name_kernel(arguments: &mut [String], directory: &Path) -> Result<()> {
+    let option = arguments.iter().position(|word| word == "-kernel");
+    let kernel = option.and_then(|at| arguments.get_mut(at + 1)).context("QEMU has no kernel")?;
+    let path = directory.join(&*kernel);
+    let path = path.canonicalize().with_context(|| format!("no kernel at {}", path.display()))?;
+    *kernel = path.display().to_string();
+    Ok(())
 }
 
 /// Read by a container that sees the machine's processes: the agent is number 1.
@@ -260,10 +272,6 @@ fn bare_arguments(arguments: &[String], initramfs: &Path, dir: &Path) -> Vec<Str
                 format!("name=opt/infranetes/user-data,file={}", empty_file(dir).display())
             }
             "-smbios" => format!("type=11,path={}", empty_file(dir).display()),
-            // A copy for the machine's user, named relative to the machine's directory.
-            "-kernel" if Path::new(value).is_relative() => {
-                initramfs.with_file_name("vmlinux").display().to_string()
-            }
             "-qmp" => format!("unix:{}/qmp,server=on,wait=off", dir.display()),
             "-chardev" if value.starts_with("socket") => {
                 format!("socket,id={},path={}/qmp,server=on,wait=off", id_of(value), dir.display())
@@ -301,8 +309,8 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-const OPTIONS_OF_A_SANDBOX: [&str; 7] =
-    ["-initrd", "-kernel", "-fw_cfg", "-smbios", "-qmp", "-chardev", "-pidfile"];
+const OPTIONS_OF_A_SANDBOX: [&str; 6] =
+    ["-initrd", "-fw_cfg", "-smbios", "-qmp", "-chardev", "-pidfile"];
 /// What the init of the bare initramfs prints; `cargo xtask guest` makes it.
 const BARE_LINE: &str = "infranetes-bare-ready";
 const BARE_LIMIT: Duration = Duration::from_secs(120);
