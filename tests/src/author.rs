@@ -97,7 +97,7 @@ impl Workshop {
 
 /// The root of this checkout.
 pub fn checkout() -> PathBuf {
-    // Of this run, if cargo runs it: clones may share what is built.
+    // Of this run, if cargo runs it: clones may share what is built. Whichever package has it run lies right below the root.
     let package = std::env::var_os("CARGO_MANIFEST_DIR");
     let package = package.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     Path::new(&package).parent().map(Path::to_owned).unwrap_or_default()

@@ -19,7 +19,7 @@ use crate::world;
 pub struct Programs {
     /// Where `infranetes-cri`, `infranetes-agent` and the plugins lie.
     pub bin: PathBuf,
-    /// Where the guest image lies: `vmlinuz` and `initramfs`.
+    /// Where the guest image lies: `vmlinux` and `initramfs`.
     pub guest: PathBuf,
 }
 

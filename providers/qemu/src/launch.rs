@@ -254,7 +254,7 @@ impl SmallPages {
     fn begin() -> Self {
         static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = transparent_huge_pages_are_disabled().unwrap_or(true);
+        let before = transparent_huge_pages_are_disabled().unwrap_or(false);
         let _ = disable_transparent_huge_pages(true);
         Self { _turn: turn, before }
     }

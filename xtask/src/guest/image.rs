@@ -74,7 +74,7 @@ impl Inputs<'_> {
         layout.add("usr/lib/infranetes/plugins/oci.json", config, Origin::ours())?;
         layout.tree.add("init", Entry::symlink(AGENT))?;
         // The kernel asks its helper for modules that somebody needs. Not under the name that the kernel knows by itself: it asks for
-        // ciphers while it boots, and each question starts the agent (100 ms in all under emulation), to no avail.
+        // ciphers while it boots, and each question starts the agent (50 to 100 ms in all under emulation), to no avail.
         layout.tree.add("usr/lib/infranetes/modprobe", Entry::symlink(&format!("/{AGENT}")))?;
         self.linker(&bytes, layout)?;
         for (name, library) in self.libraries.closure(&bytes)? {
