@@ -260,9 +260,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long one call waits for a booting machine.
 const PATIENCE: Duration = Duration::from_secs(5);
 const RETRY_AFTER: Duration = Duration::from_millis(20);
-/// An attempt that hangs usually waits for the machine's network, and is heard as soon as there is one; some are lost. All of those that
-/// hang are delivered to a machine that has other things to do then, so they are few.
-const HEDGE_AFTER: Duration = Duration::from_millis(400);
+/// An attempt that hangs usually waits for the machine's network, and is heard as soon as there is one; some are lost.
+const HEDGE_AFTER: Duration = Duration::from_millis(200);
 /// How long an attempt at a booting machine may hang without a word.
 const SILENCE: Duration = Duration::from_secs(1);
 const ATTEMPTS_MAX: usize = 8;
