@@ -19,6 +19,7 @@ use std::time::Duration;
 use infranetes_sdk::pod::{MachineEvent, MachineEventKind};
 use tokio::process::Child;
 use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, interval, sleep};
 
 use crate::cgroup::{Cgroups, Limits};
@@ -261,8 +262,10 @@ impl Machine {
             None => Vec::new(),
         };
         let names: Vec<String> = taps.iter().map(|tap| tap.name.clone()).collect();
+        if names != record.interfaces {
+            self.change(|now| now.interfaces.clone_from(&names))?;
+        }
         let record = Record { interfaces: names, ..record };
-        self.change(|now| now.interfaces.clone_from(&record.interfaces))?;
         let mut child =
             self.shared.launcher.spawn(self.dir(), &record, &files, &user_data, taps)?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or_default();
@@ -275,13 +278,22 @@ impl Machine {
         let Some(held) = held.map(Arc::new) else {
             return Err(QemuError::EndedEarly { reason: "its shell did not stay".to_owned() });
         };
-        self.change(|record| {
+        // The kernel waits until all CPUs have seen the move, 10 to 20 ms; QEMU takes twice as long until it has loaded itself and
+        // touches the guest's memory.
+        let entering = self.enter_cgroup(&record, pid);
+        let told = match self.change(|record| {
             record.process = Some(process);
             record.boot_id = process::boot_id();
             record.port = None;
-        })?;
-        self.enter_cgroup(&record, pid);
-        launch::give_the_word(&mut child).await.map_err(|source| QemuError::Spawn { source })?;
+        }) {
+            Ok(()) => launch::give_the_word(&mut child).await,
+            Err(error) => {
+                let _ = entering.await;
+                return Err(error);
+            }
+        };
+        let _ = entering.await;
+        told.map_err(|source| QemuError::Spawn { source })?;
         let connected = match self.connect(&held).await {
             Ok(connected) => self.continued(connected, &held, &record).await,
             failed => failed,
@@ -321,14 +333,18 @@ impl Machine {
         Ok(connected)
     }
 
-    fn enter_cgroup(&self, record: &Record, pid: i32) {
+    /// Begins to put a process into the machine's cgroup.
+    fn enter_cgroup(&self, record: &Record, pid: i32) -> JoinHandle<()> {
         let limits = Limits {
             memory_bytes: self.shared.launcher.memory_bytes(record),
             cpu_millis: record.cpu_millis,
             threads: THREADS,
         };
-        let hierarchies = self.shared.cgroups.enter(&self.cgroup_name(), pid, limits);
-        tracing::debug!(machine = %record.id, pid, hierarchies, "the process has its cgroup");
+        let (shared, id, name) = (Arc::clone(&self.shared), self.id(), self.cgroup_name());
+        spawn_blocking(move || {
+            let hierarchies = shared.cgroups.enter(&name, pid, limits);
+            tracing::debug!(machine = %id, pid, hierarchies, "the process has its cgroup");
+        })
     }
 
     /// Connects to a QEMU that starts, learns the agent's port, and forgets the user-data.
@@ -369,6 +385,8 @@ impl Machine {
             Ok((qmp, events)) => {
                 let status = qmp.status().await.unwrap_or_default();
                 tracing::info!(machine = %id, pid, status, "a machine of an earlier daemon is taken up");
+                // That daemon may have died before it had its cgroup.
+                let _ = self.enter_cgroup(&self.record(), pid).await;
                 if matches!(status.as_str(), "paused" | "postmigrate" | "finish-migrate") {
                     // The daemon died over a checkpoint.
                     let _ = qmp.cancel_migration().await;
