@@ -26,6 +26,7 @@ mod meeting;
 pub mod netlink;
 pub mod pause;
 pub mod plugins;
+pub mod program;
 pub mod reaper;
 mod renewal;
 pub mod run;

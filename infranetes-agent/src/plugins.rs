@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures::future::{BoxFuture, Shared};
 use futures::{FutureExt, TryFutureExt};
 use infranetes_loader::{LoadError, Loader, PluginSpec};
-use infranetes_sdk::{ContainerProvider, ProviderError};
+use infranetes_sdk::{ContainerProvider, Plugin, ProviderError};
 
 use crate::lines::chain;
 
@@ -47,9 +47,28 @@ impl From<Arc<dyn ContainerProvider>> for Containers {
     }
 }
 
+/// Gives the container provider of an agent. It is told where plugins and their configuration lie, and below what directory each of them
+/// has one for its state.
+pub type Open = fn(PathBuf, PathBuf) -> BoxFuture<'static, Opened>;
+
+/// A container provider, or why there is none.
+pub type Opened = Result<Arc<dyn ContainerProvider>, PluginError>;
+
+/// The provider of the plugins in the directory; see [`load`].
+pub fn open(dir: PathBuf, state: PathBuf) -> BoxFuture<'static, Opened> {
+    async move { load(&dir, &state).await }.boxed()
+}
+
+/// Starts a plugin that is part of this program, as if `DIR/NAME.so` were it: `DIR/NAME.json` is its configuration.
+pub async fn link<P: Plugin>(name: &str, dir: &Path, state: &Path) -> Opened {
+    let file = dir.join(name).with_extension("so");
+    let plugin = Loader::new().link::<P>(spec(&file, state)?).await?;
+    plugin.containers().ok_or_else(|| PluginError::NoProvider { dir: dir.to_owned() })
+}
+
 /// Loads the plugins of a directory in the order of their names and answers the first container provider among them. Beside
 /// `NAME.so`, an optional `NAME.json` is its configuration; `STATE/NAME` is its directory.
-pub async fn load(dir: &Path, state: &Path) -> Result<Arc<dyn ContainerProvider>, PluginError> {
+pub async fn load(dir: &Path, state: &Path) -> Opened {
     let loader = Loader::new();
     for path in shared_objects(dir)? {
         let plugin = loader.load(spec(&path, state)?).await?;

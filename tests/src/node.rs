@@ -76,6 +76,12 @@ impl Node {
         ))
     }
 
+    /// Boots machines of qemu from another guest image, which lies beside the usual one, from the daemon's next start on.
+    pub fn boot_from(&mut self, name: &str) -> Result<()> {
+        self.programs.guest.set_file_name(name);
+        self.write_provider("qemu", &self.plugin_config("qemu")?)
+    }
+
     /// Uses another place for the daemon's state from the next start on.
     pub fn move_state_to(&mut self, path: &Path) -> Result<()> {
         self.state = path.join("state");

@@ -3,6 +3,7 @@
 //! All comes from Debian packages and this workspace; nothing is installed and no root is needed. Same inputs, same bytes. The first run
 //! fetches packages, later ones look at no network. `docs/guest-image.md` says what is inside and why.
 
+mod absent;
 mod bare;
 mod image;
 mod kernel;
@@ -35,6 +36,10 @@ pub(crate) struct Options {
     /// Makes the image a second time from scratch and fails if it differs.
     #[arg(long)]
     verify: bool,
+    /// A container plugin that the agent loads, in place of the oci provider that is part of it; a configuration beside it, named
+    /// `.json` instead of `.so`, goes with it. May be given more than once: the first by name that runs containers is used.
+    #[arg(long = "plugin", value_name = "FILE.so")]
+    plugins: Vec<PathBuf>,
 }
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
@@ -47,14 +52,14 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     progress.step("Debian packages");
     let packages = packages(&store, &progress)?;
     progress.step("agent and plugins");
-    build_programs()?;
+    let programs = build_programs(workspace, &options.plugins)?;
     progress.step("image");
-    let built = make(workspace, &packages)?;
+    let built = make(&programs, &packages)?;
     progress.step("files");
     write(&out, &built)?;
     if options.verify {
         progress.step("once more, from packages unpacked elsewhere");
-        verify(workspace, &store, &built, &progress)?;
+        verify(&programs, &store, &built, &progress)?;
     }
     let totals = &built.manifest.totals;
     progress.note(&format!(
@@ -69,13 +74,52 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
 
 /// Makes the image where it lies if nobody says where; that place. `verify`: twice, and compares.
 pub(crate) fn build(workspace: &Workspace, verify: bool) -> Result<PathBuf> {
-    run(workspace, &Options { out: None, refresh: false, verify })?;
+    run(workspace, &Options { out: None, refresh: false, verify, plugins: Vec::new() })?;
     Ok(default_dir(workspace))
+}
+
+/// Makes another image beside the usual one, whose agent loads the oci provider from a file, as it would that of another author.
+pub(crate) fn build_with_plugin(workspace: &Workspace) -> Result<()> {
+    let dir = tempfile::tempdir().context("no temporary directory")?;
+    let plugin = dir.path().join("oci.so");
+    let built = workspace.release().join("libinfranetes_provider_oci.so");
+    fs::copy(&built, &plugin).with_context(|| format!("{} cannot be copied", built.display()))?;
+    fs::write(plugin.with_extension("json"), image::OCI_CONFIG)?;
+    let out = Some(default_dir(workspace).with_file_name("guest-plugins"));
+    run(workspace, &Options { out, refresh: false, verify: false, plugins: vec![plugin] })
 }
 
 /// Where the image lies if nobody says where.
 pub(crate) fn default_dir(workspace: &Workspace) -> PathBuf {
     workspace.target().join("guest")
+}
+
+/// What of the image is ours.
+#[derive(Debug)]
+struct Programs {
+    agent: PathBuf,
+    /// None where what they would do is part of the agent.
+    plugins: Vec<Plugin>,
+}
+
+/// A plugin for the agent.
+#[derive(Debug)]
+struct Plugin {
+    file: PathBuf,
+    name: String,
+    config: Option<PathBuf>,
+}
+
+impl Plugin {
+    fn find(file: &Path) -> Result<Plugin> {
+        let name = file.file_stem().and_then(|stem| stem.to_str());
+        let is_plugin =
+            file.extension().is_some_and(|extension| extension == "so") && file.is_file();
+        let name = name.filter(|_| is_plugin);
+        let name = name.with_context(|| format!("{} is no file NAME.so", file.display()))?;
+        let config = Some(file.with_extension("json")).filter(|config| config.is_file());
+        Ok(Plugin { file: file.to_owned(), name: name.to_owned(), config })
+    }
 }
 
 /// An unpacked package.
@@ -104,23 +148,27 @@ fn packages(store: &Store, progress: &Progress) -> Result<Vec<Unpacked>> {
     fetched.iter().map(unpack).collect()
 }
 
-fn build_programs() -> Result<()> {
-    let packages = ["infranetes-agent", "infranetes-provider-oci"];
-    let build = cargo().args(["build", "--quiet", "--release"]);
-    packages.into_iter().fold(build, |build, package| build.args(["-p", package])).run()
+/// Our programs for the image. One without shared libraries, with the oci provider in it, starts soonest; plugins need the other.
+fn build_programs(workspace: &Workspace, plugins: &[PathBuf]) -> Result<Programs> {
+    let build = |what, package| cargo().args([what, "--quiet", "--release", "--package", package]);
+    let agent = match plugins {
+        [] => {
+            build("rustc", STATIC_AGENT).args(["--", "-C", "target-feature=+crt-static"]).run()?;
+            STATIC_AGENT
+        }
+        _ => {
+            build("build", AGENT).run()?;
+            AGENT
+        }
+    };
+    let plugins = plugins.iter().map(|file| Plugin::find(file)).collect::<Result<_>>()?;
+    Ok(Programs { agent: workspace.release().join(agent), plugins })
 }
 
-fn make(workspace: &Workspace, packages: &[Unpacked]) -> Result<Built> {
+fn make(programs: &Programs, packages: &[Unpacked]) -> Result<Built> {
     let kernel = Kernel::find(packages)?;
-    let release = workspace.release();
-    let inputs = Inputs {
-        agent: release.join("infranetes-agent"),
-        plugins: vec![("oci".to_owned(), release.join("libinfranetes_provider_oci.so"))],
-        packages,
-        libraries: Libraries::find(packages)?,
-        kernel,
-    };
-    inputs.build()
+    let libraries = Libraries::find(packages)?;
+    Inputs { programs, packages, libraries, kernel }.build()
 }
 
 fn write(out: &Path, built: &Built) -> Result<()> {
@@ -139,11 +187,11 @@ fn write(out: &Path, built: &Built) -> Result<()> {
     Ok(())
 }
 
-fn verify(workspace: &Workspace, store: &Store, built: &Built, progress: &Progress) -> Result<()> {
+fn verify(programs: &Programs, store: &Store, built: &Built, progress: &Progress) -> Result<()> {
     let elsewhere = tempfile::tempdir().context("no temporary directory")?;
     let second = Store::new(elsewhere.path().to_owned());
     second.copy_debs_of(store)?;
-    let again = make(workspace, &packages(&second, progress)?)?;
+    let again = make(programs, &packages(&second, progress)?)?;
     for ((name, first), (_, second)) in built.files()?.into_iter().zip(again.files()?) {
         ensure!(first == second, "{name} differs between two builds of the same inputs");
     }
@@ -154,5 +202,7 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
+const AGENT: &str = "infranetes-agent";
+const STATIC_AGENT: &str = "infranetes-guest";
 /// Where the files of the guest come from, beside this workspace. Their dependencies come with them.
 const PACKAGES: [&str; 4] = ["crun", "libc6", "libgcc-s1", "linux-image-cloud-amd64"];

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::guest;
 use crate::product::Product;
 use crate::workspace::{Workspace, cargo};
 
@@ -18,6 +19,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let all = options.arguments.is_empty();
     let product =
         if all { Product::build_verified(workspace)? } else { Product::build(workspace)? };
+    guest::build_with_plugin(workspace)?;
     let mut test = cargo().dir(workspace.root()).arg("test");
     if all {
         test = test.arg("--workspace");

@@ -22,7 +22,7 @@ use tracing::level_filters::LevelFilter;
 use crate::invitation::{Invitation, InvitationError};
 use crate::lines::{self, chain};
 use crate::listener::Listen;
-use crate::plugins::{Containers, PluginError};
+use crate::plugins::{Containers, Open, PluginError};
 use crate::run::{Agent, RunError};
 use crate::times::BootTimes;
 use crate::{plugins, reaper};
@@ -51,9 +51,9 @@ pub fn load_wanted(meant: &str) -> Result<(), ModuleError> {
 }
 
 /// Boots, serves, and ends the machine. The machine also ends, after a line on the console, when any of it fails.
-pub fn run(times: BootTimes) -> ! {
+pub fn run(times: BootTimes, open: Open) -> ! {
     let ended = std::panic::catch_unwind(|| {
-        console::open().map_err(BootError::Console).and_then(|()| boot(times))
+        console::open().map_err(BootError::Console).and_then(|()| boot(times, open))
     });
     match ended {
         Ok(Ok(())) => (),
@@ -64,7 +64,7 @@ pub fn run(times: BootTimes) -> ! {
     power::off()
 }
 
-fn boot(times: BootTimes) -> Result<(), BootError> {
+fn boot(times: BootTimes, open: Open) -> Result<(), BootError> {
     let modules = Modules::of_running_kernel().map_err(BootError::Kernel)?;
     mounts::prepare().map_err(BootError::Mounts)?;
     let command_line = CommandLine::read().map_err(BootError::CommandLine)?;
@@ -93,7 +93,7 @@ fn boot(times: BootTimes) -> Result<(), BootError> {
     let agent = Agent {
         invitation,
         listen: None,
-        containers: Containers::later(containers(modules)),
+        containers: Containers::later(containers(modules, open)),
         state: PathBuf::from(STATE),
         owned: true,
         apart,
@@ -132,7 +132,7 @@ fn connect(address: Option<&StaticAddress>, apart: bool) -> Result<(), BootError
 }
 
 /// What a pod needs before its first container, and no sooner: it takes longer than all the agent's other steps.
-async fn containers(modules: Modules) -> Result<Arc<dyn ContainerProvider>, BootError> {
+async fn containers(modules: Modules, open: Open) -> Result<Arc<dyn ContainerProvider>, BootError> {
     let prepared = tokio::task::spawn_blocking(move || {
         lines::release();
         network::loopback_up().map_err(BootError::Network)?;
@@ -141,7 +141,7 @@ async fn containers(modules: Modules) -> Result<Arc<dyn ContainerProvider>, Boot
     });
     prepared.await.map_err(|error| BootError::Kernel(io::Error::other(error)))??;
     tokio::spawn(reaper::run());
-    Ok(plugins::load(Path::new(PLUGINS), &Path::new(STATE).join("plugins")).await?)
+    Ok(open(PLUGINS.into(), Path::new(STATE).join("plugins")).await?)
 }
 
 /// Why a machine did not start.

@@ -1,8 +1,8 @@
 //! Lays out the initramfs and writes down what is in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::kernel::Kernel;
 use super::libraries::{Libraries, Library, Needs};
 use super::manifest::{FileEntry, KernelEntry, Manifest, PackageEntry, Totals};
-use super::{Unpacked, bare, modules};
+use super::{Programs, Unpacked, absent, bare, modules};
 use crate::cpio::{Entry, Tree};
 
 /// The first process has its input and output here.
@@ -19,9 +19,7 @@ pub(super) const CONSOLE: Entry = Entry::CharDevice { mode: 0o600, major: 5, min
 /// What an image is made of.
 #[derive(Debug)]
 pub(super) struct Inputs<'a> {
-    pub(super) agent: PathBuf,
-    /// Names and files.
-    pub(super) plugins: Vec<(String, PathBuf)>,
+    pub(super) programs: &'a Programs,
     pub(super) packages: &'a [Unpacked],
     pub(super) libraries: Libraries,
     pub(super) kernel: Kernel,
@@ -56,28 +54,38 @@ impl Inputs<'_> {
         let crun = self.packages.iter().find(|package| package.name == "crun");
         let crun = crun.context("there is no package crun")?;
         let mut programs = vec![
-            (AGENT.to_owned(), read(&self.agent)?, Origin::ours()),
+            (AGENT.to_owned(), read(&self.programs.agent)?, Origin::ours()),
             ("usr/bin/crun".to_owned(), read(&crun.dir.join("usr/bin/crun"))?, Origin::of(crun)),
         ];
-        for (name, file) in &self.plugins {
-            programs.push((
-                format!("usr/lib/infranetes/plugins/{name}.so"),
-                read(file)?,
-                Origin::ours(),
-            ));
+        for plugin in &self.programs.plugins {
+            let path = format!("{PLUGINS}/{}.so", plugin.name);
+            programs.push((path, read(&plugin.file)?, Origin::ours()));
+            if let Some(config) = &plugin.config {
+                let path = format!("{PLUGINS}/{}.json", plugin.name);
+                layout.add(&path, Entry::file(read(config)?), Origin::ours())?;
+            }
         }
         let bytes: Vec<Vec<u8>> = programs.iter().map(|(_, bytes, _)| bytes.clone()).collect();
+        let (crun, others) = (&bytes[1], [&bytes[..1], &bytes[2..]].concat());
         for (path, bytes, origin) in programs {
             layout.add(&path, Entry::program(bytes), origin)?;
         }
-        let config = Entry::file(OCI_CONFIG.as_bytes().to_vec());
-        layout.add("usr/lib/infranetes/plugins/oci.json", config, Origin::ours())?;
+        if self.programs.plugins.is_empty() {
+            let config = Entry::file(OCI_CONFIG.as_bytes().to_vec());
+            layout.add(&format!("{PLUGINS}/oci.json"), config, Origin::ours())?;
+        }
         layout.tree.add("init", Entry::symlink(AGENT))?;
         // The kernel asks its helper for modules that somebody needs. Not under the name that the kernel knows by itself: it asks for
         // ciphers while it boots, and each question starts the agent (50 to 100 ms in all under emulation), to no avail.
         layout.tree.add("usr/lib/infranetes/modprobe", Entry::symlink(&format!("/{AGENT}")))?;
         self.linker(&bytes, layout)?;
-        for (name, library) in self.libraries.closure(&bytes)? {
+        let mut absent = BTreeSet::new();
+        if !self.libraries.closure(&others, &absent)?.contains_key(absent::SYSTEMD) {
+            absent.insert(absent::SYSTEMD);
+            let library = Entry::program(absent::library(absent::SYSTEMD, crun)?);
+            layout.add(&format!("{LIBRARY_DIR}/{}", absent::SYSTEMD), library, Origin::ours())?;
+        }
+        for (name, library) in self.libraries.closure(&bytes, &absent)? {
             if !layout.has(&format!("{LINKER_DIR}/{name}")) {
                 layout.add(
                     &format!("{LIBRARY_DIR}/{name}"),
@@ -234,9 +242,10 @@ fn digest(bytes: &[u8]) -> String {
 }
 
 const AGENT: &str = "usr/bin/infranetes-agent";
+const PLUGINS: &str = "usr/lib/infranetes/plugins";
 const LIBRARY_DIR: &str = "usr/lib/x86_64-linux-gnu";
 const LINKER_DIR: &str = "usr/lib64";
 /// 30 MiB: what a machine's boot may spend on it.
 const LIMIT: u64 = 30 << 20;
-/// What the container plugin is told in the guest: the agent, in whose process it lives, holds shared pid namespaces.
-const OCI_CONFIG: &str = "{\"pause\": [\"/proc/self/exe\", \"--pause\"]}\n";
+/// What the oci provider is told that is part of the agent: the agent holds shared pid namespaces.
+pub(super) const OCI_CONFIG: &str = "{\"pause\": [\"/proc/self/exe\", \"--pause\"]}\n";

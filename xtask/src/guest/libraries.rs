@@ -63,15 +63,19 @@ impl Libraries {
         Ok(())
     }
 
-    /// The libraries that these programs need, and those that they need in turn.
-    pub(super) fn closure(&self, programs: &[Vec<u8>]) -> Result<BTreeMap<String, Library>> {
+    /// The libraries that these programs need, and those that they need in turn, but for those that others stand in for.
+    pub(super) fn closure(
+        &self,
+        programs: &[Vec<u8>],
+        absent: &BTreeSet<&str>,
+    ) -> Result<BTreeMap<String, Library>> {
         let mut open = BTreeSet::new();
         for program in programs {
             open.extend(Needs::of(program)?.libraries);
         }
         let mut found = BTreeMap::new();
         while let Some(name) = open.pop_first() {
-            if found.contains_key(&name) {
+            if found.contains_key(&name) || absent.contains(name.as_str()) {
                 continue;
             }
             let library = self.get(&name)?.clone();

@@ -181,7 +181,8 @@ fn name_of(path: &Path) -> Option<String> {
 }
 
 /// A module without what only costs time when it is loaded: its signature, which nobody checks who boots this image (the kernel
-/// notes in its log that the module is unsigned), and its types for BPF programs, for which the kernel would read all of its own.
+/// notes in its log that the module is unsigned), its types for BPF programs, for which the kernel would read all of its own, and
+/// its tables for walking the stack, which the kernel would sort (a trace that leads through the module marks its lines as guesses).
 fn lean(mut module: Vec<u8>) -> Result<Vec<u8>> {
     if let Some(signed) = module.strip_suffix(SIGNED) {
         let at = signed.len().checked_sub(SIGNATURE_INFO).context("its signature is cut off")?;
@@ -189,18 +190,27 @@ fn lean(mut module: Vec<u8>) -> Result<Vec<u8>> {
         let end = at.checked_sub(length as usize).context("its signature is longer than itself")?;
         module.truncate(end);
     }
+    for name in EMPTIED {
+        empty(&mut module, name)?;
+    }
+    Ok(module)
+}
+
+/// Leaves nothing of a section to read, if there is one of that name. No other section moves.
+fn empty(module: &mut [u8], name: &str) -> Result<()> {
     let header = FileHeader64::<Endianness>::parse(&*module)?;
     let endian = header.endian()?;
     let sections = header.sections(endian, &*module)?;
-    let Some((index, types)) = sections.section_by_name(endian, b".BTF") else { return Ok(module) };
-    let (from, length) = types.file_range(endian).context("its types are nowhere")?;
+    let Some((index, section)) = sections.section_by_name(endian, name.as_bytes()) else {
+        return Ok(());
+    };
+    let (from, length) = section.file_range(endian).context("a section is nowhere")?;
     let headers = usize::try_from(header.e_shoff(endian))?;
     let size = headers + index.0 * usize::from(header.e_shentsize(endian)) + SECTION_SIZE;
     let (from, length) = (usize::try_from(from)?, usize::try_from(length)?);
-    // No section of another file offset moves; nothing is left to read in this one.
     module[from..from + length].fill(0);
     module[size..size + 8].fill(0);
-    Ok(module)
+    Ok(())
 }
 
 /// Without a time or a name in it: same module, same bytes.
@@ -210,6 +220,8 @@ fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
     Ok(encoder.finish()?)
 }
 
+/// With each table what would be written into it when the module is loaded.
+const EMPTIED: [&str; 4] = [".BTF", ".orc_unwind", ".orc_unwind_ip", ".rela.orc_unwind_ip"];
 /// How a signed module ends; before it stand the signature and what describes it, the last of which is the signature's length.
 const SIGNED: &[u8] = b"~Module signature appended~\n";
 const SIGNATURE_INFO: usize = 12;
