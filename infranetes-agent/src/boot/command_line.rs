@@ -23,6 +23,11 @@ impl CommandLine {
         self.value("infranetes.control=")
     }
 
+    /// `infranetes.ipv6=off`: the network of the machine's own address has no IPv6.
+    pub(super) fn no_ipv6(&self) -> bool {
+        self.value("infranetes.ipv6=") == Some("off")
+    }
+
     /// `infranetes.log=LEVEL`; a level that does not exist is as if none were given.
     pub(super) fn log(&self) -> Option<LevelFilter> {
         lines::parse_level(self.value("infranetes.log=")?)

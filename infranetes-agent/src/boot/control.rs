@@ -10,7 +10,7 @@ use std::thread;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 
-use crate::boot::network::{AddressError, appear};
+use crate::boot::network::{AddressError, appear, without_ipv6};
 use crate::interfaces::{index_of, parse_mac};
 use crate::netlink::{Netlink, Prefix};
 
@@ -35,7 +35,7 @@ impl Control {
     }
 
     /// Moves the interface into a new network namespace, and gives it its address there.
-    pub(super) fn set_up(self) -> io::Result<OwnedFd> {
+    pub(super) fn set_up(self, no_ipv6: bool) -> io::Result<OwnedFd> {
         let missing = || io::Error::new(io::ErrorKind::NotFound, "the interface is not there");
         let (index, name) = index_of(self.mac).ok_or_else(missing)?;
         let mut outside = Netlink::open()?;
@@ -47,6 +47,9 @@ impl Control {
             let mut inside = Netlink::open()?;
             let index = if_nametoindex(name.as_str())?;
             inside.link_up(LOOPBACK)?;
+            if no_ipv6 {
+                without_ipv6(name.as_str())?;
+            }
             appear(&mut inside, index, self.address, self.caller)?;
             Ok(namespace)
         })?;

@@ -82,9 +82,11 @@ fn boot(times: BootTimes, open: Open) -> Result<(), BootError> {
     let early = early.then(|| listen.bind(None)).transpose().map_err(RunError::from)?;
     modules.load(modules::NETWORK)?;
     modules::help_kernel().map_err(BootError::Kernel)?;
-    let control = control.map(Control::set_up).transpose().map_err(BootError::Network)?;
+    let no_ipv6 = command_line.no_ipv6();
+    let control = control.map(|control| control.set_up(no_ipv6)).transpose();
+    let control = control.map_err(BootError::Network)?;
     let apart = control.is_some();
-    connect(address.as_ref(), apart)?;
+    connect(address.as_ref(), apart, no_ipv6)?;
     tracing::debug!("the network is up");
     let listener = match early {
         Some(listener) => listener,
@@ -111,16 +113,19 @@ fn boot(times: BootTimes, open: Open) -> Result<(), BootError> {
 
 /// Without an address the machine has its link-local ones, and a node that reaches it there. With a way to the agent that is
 /// apart, the rest waits until the node says what it is to be.
-fn connect(address: Option<&StaticAddress>, apart: bool) -> Result<(), BootError> {
+fn connect(address: Option<&StaticAddress>, apart: bool, no_ipv6: bool) -> Result<(), BootError> {
     if apart {
         return network::loopback_up().map_err(BootError::Network);
     }
-    let Some(interface) = network::first_interface() else {
+    let Some((interface, name)) = network::first_interface() else {
         return match address {
             Some(_) => Err(BootError::NoInterface),
             None => Ok(()),
         };
     };
+    if no_ipv6 {
+        network::without_ipv6(&name).map_err(BootError::Network)?;
+    }
     match address {
         Some(address) => {
             std::fs::write("/etc/resolv.conf", address.resolv_conf())

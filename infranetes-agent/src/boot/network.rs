@@ -53,19 +53,30 @@ pub fn loopback_up() -> io::Result<()> {
     Netlink::open()?.link_up(LOOPBACK)
 }
 
-/// The index of the machine's first interface that is not loopback, if there is one.
-pub fn first_interface() -> Option<u32> {
+/// The index and the name of the machine's first interface that is not loopback, if there is one.
+pub fn first_interface() -> Option<(u32, String)> {
     // Nearly always; looking through them all takes an emulated CPU a while.
     if let Ok(index) = if_nametoindex("eth0") {
-        return Some(index);
+        return Some((index, "eth0".to_owned()));
     }
     let entries = std::fs::read_dir("/sys/class/net").ok()?;
-    let index = |name: std::ffi::OsString| -> Option<u32> {
+    let index = |name: &str| -> Option<u32> {
         let path = std::path::Path::new("/sys/class/net").join(name).join("ifindex");
         std::fs::read_to_string(path).ok()?.trim().parse().ok()
     };
-    let indices = entries.flatten().filter_map(|entry| index(entry.file_name()));
-    indices.filter(|index| *index != LOOPBACK).min()
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let found = names.filter_map(|name| Some((index(&name)?, name)));
+    found.filter(|(index, _)| *index != LOOPBACK).min()
+}
+
+/// Leaves an interface of the calling thread's network namespace without IPv6. Where nobody answers to it, its addresses, questions
+/// and announcements are code that a machine runs at each boot to no avail.
+pub(super) fn without_ipv6(name: &str) -> io::Result<()> {
+    match std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1") {
+        // A kernel without IPv6.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        answer => answer,
+    }
 }
 
 /// Gives an interface its address, brings it up, and gives the machine its way out.
@@ -92,9 +103,10 @@ pub(super) fn appear(
     own: Prefix,
     caller: IpAddr,
 ) -> io::Result<()> {
-    // In this order: a question that waits for the interface is delivered as soon as that is up.
-    netlink.add_address(interface, own, true)?;
+    // In this order: of an interface that has an address but is not up, Linux drops the answer to a question that came early, and
+    // then, knowing who asked, sees no need for a question of its own.
     netlink.link_up(interface)?;
+    netlink.add_address(interface, own, true)?;
     // Nobody there answers: whoever dials finds this machine by itself.
     let _ = netlink.ask_neighbour(interface, caller);
     Ok(())

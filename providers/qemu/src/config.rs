@@ -165,12 +165,14 @@ fn is_cgroup_name(name: &str) -> bool {
 /// Quiet, because a serial console is slow; no self-tests and no patching of a kernel that lives for one pod; and a kernel
 /// that panics ends its machine at once. Memory is not cleared before its first use: all of a machine's belongs to one pod.
 /// The test of the timer's interrupt fails on a node that is too busy to deliver ten ticks in time, and then panics
-/// ("IO-APIC + timer doesn't work"): the timer of a virtual machine needs no test.
+/// ("IO-APIC + timer doesn't work"): the timer of a virtual machine needs no test. AppArmor and TOMOYO are left out of Debian's security
+/// modules: nothing in a guest loads a policy for them, and both would look at each file that is opened.
 /// What the kernel does not know goes into its first process's environment: malloc gives memory back, so that the agent does
 /// not keep what layers took on their way in (2 MiB with a container that runs). The pieces of a log are below these bounds: a page
 /// that is given back and wanted again costs an emulated CPU more than the bytes in it.
 const KERNEL_ARGS: &str = "console=ttyS0 quiet loglevel=3 panic=-1 reboot=t no_timer_check \
                            cryptomgr.notests=1 noreplace-smp init_on_alloc=0 \
+                           lsm=landlock,lockdown,yama,integrity,bpf \
                            MALLOC_ARENA_MAX=1 MALLOC_TRIM_THRESHOLD_=1048576 \
                            MALLOC_MMAP_THRESHOLD_=131072";
 /// The last one means "unchanged" to the kernel.
