@@ -24,7 +24,10 @@ pub(super) struct Places {
 impl Places {
     pub(super) fn prepare(dir: PathBuf) -> io::Result<Self> {
         let mut places = Self { dir, ram_mounted: false };
-        places.clear()?;
+        // Nothing is left of a former agent where there was none, as in a guest that boots.
+        if places.dir.try_exists()? {
+            places.clear()?;
+        }
         Ok(places)
     }
 
