@@ -53,5 +53,12 @@ mod tests {
         assert_eq!(line.log(), Some(LevelFilter::DEBUG));
         assert_eq!(CommandLine("quiet infranetes.log=loud".into()).log(), None);
         assert_eq!(CommandLine("xinfranetes.ip=1".into()).ip(), None);
+        for (text, off) in [
+            ("infranetes.ipv6=off", true),
+            ("infranetes.ipv6=off infranetes.ipv6=on", false),
+            ("ipv6=off", false),
+        ] {
+            assert_eq!(CommandLine(text.into()).no_ipv6(), off, "{text}");
+        }
     }
 }
