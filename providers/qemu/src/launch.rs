@@ -148,7 +148,9 @@ impl Launcher {
             let device = format!("virtio-net-pci,netdev=pod{fd},mac={mac},romfile={interrupts}");
             line.pair("-device", device);
         }
-        line.pair("-device", "virtio-rng-pci");
+        if self.needs_random_device() {
+            line.pair("-device", "virtio-rng-pci");
+        }
         line.pair("-fw_cfg", format!("name=opt/infranetes/user-data,file={BOOT_USER_DATA}"));
         if smbios {
             line.pair("-smbios", format!("type=11,path={BOOT_USER_DATA}"));
@@ -160,7 +162,7 @@ impl Launcher {
     }
 
     fn cpu(&self) -> &str {
-        let usual = if self.acceleration.kvm { "host" } else { EMULATED_CPU };
+        let usual = if self.acceleration.kvm { NODE_CPU } else { EMULATED_CPU };
         self.config.cpu.as_deref().unwrap_or(usual)
     }
 
@@ -177,6 +179,17 @@ impl Launcher {
             memory_mib: record.memory_mib,
             cpus: cpus(record),
             interfaces: record.interfaces.clone(),
+        }
+    }
+
+    /// A machine that goes on from a checkpoint draws new random numbers from its processor (RDRAND), or from a device if that
+    /// has none; which of a processor of the configuration's choice is not known. Each device costs a boot some milliseconds.
+    /// Decided by what a [`Shape`] has: a machine and one that is to go on from its checkpoint have the same devices.
+    fn needs_random_device(&self) -> bool {
+        match self.cpu() {
+            EMULATED_CPU => false,
+            NODE_CPU => !node::cpu_has_random_numbers(),
+            _ => true,
         }
     }
 
@@ -216,6 +229,9 @@ fn cpus(record: &Record) -> u64 {
 /// emulated byte by byte (both or neither: a kernel that sees one alone hangs); the third makes page tables a level deeper. AVX2 stays:
 /// images that are built for x86-64-v3 do not start without it.
 const EMULATED_CPU: &str = "max,-erms,-fsrm,-la57";
+
+/// All that the node's own can do.
+const NODE_CPU: &str = "host";
 
 /// For the C library of the agent, by its environment; what runs in containers has another one. The emulator runs 256-bit instructions as
 /// such ones of the node, and after them, until it comes back to its own loop, its routines for AES are thirty times as slow. So
@@ -367,6 +383,7 @@ mod tests {
             assert!(line.contains(part), "{part} is not in {line}");
         }
         assert!(!line.contains("t0ken"));
+        assert!(!line.contains("virtio-rng"), "its processor has random numbers: {line}");
         // With a tap, the user-mode network leads to the agent and nowhere else.
         let fd = std::fs::File::open("/dev/null").expect("opened").into();
         let tap = Tap { fd, mac: "ee:00:00:00:00:01".to_owned(), name: "eth0".to_owned() };
@@ -384,5 +401,7 @@ mod tests {
         assert!(!line.contains("infranetes.ip="), "{line}");
         let fast = Launcher { acceleration: Acceleration { kvm: true, why: "test" }, ..launcher };
         assert!(!fast.kernel_command_line(false).contains("GLIBC_TUNABLES"));
+        let config = Config { cpu: Some("qemu64".to_owned()), ..Default::default() };
+        assert!(Launcher { config, ..fast }.needs_random_device());
     }
 }

@@ -57,8 +57,12 @@ fn decide(opens: bool, extension: bool) -> Acceleration {
 }
 
 fn has_extension(cpuinfo: &str) -> bool {
-    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-    flags.split_ascii_whitespace().any(|flag| matches!(flag, "vmx" | "svm"))
+    cpu_flags(cpuinfo).any(|flag| matches!(flag, "vmx" | "svm"))
+}
+
+fn cpu_flags(cpuinfo: &str) -> impl Iterator<Item = &str> {
+    let line = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    line.split_ascii_whitespace()
 }
 
 /// Memory of this node, in MiB.
@@ -74,6 +78,12 @@ pub(crate) fn cpu_model() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with("model name")).unwrap_or_default();
     line.split_once(':').map_or("", |(_, name)| name.trim()).to_owned()
+}
+
+/// Whether its instructions make random numbers (RDRAND).
+pub(crate) fn cpu_has_random_numbers() -> bool {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    cpu_flags(&text).any(|flag| flag == "rdrand")
 }
 
 /// CPUs of this node.
