@@ -156,7 +156,7 @@ fn build_programs(workspace: &Workspace, plugins: &[PathBuf]) -> Result<Programs
             // A place of its own: built alone its libraries have fewer features, and in the usual place each build would undo the other.
             let target = workspace.target().join("guest-agent");
             let build = build("rustc", STATIC_AGENT).arg("--target-dir").arg(&target);
-            build.args(["--", "-C", "target-feature=+crt-static"]).run()?;
+            build.arg("--").args(["-C", "target-feature=+crt-static", "-C", PACKED]).run()?;
             target.join("release").join(STATIC_AGENT)
         }
         _ => {
@@ -207,5 +207,8 @@ fn mib(bytes: u64) -> f64 {
 
 const AGENT: &str = "infranetes-agent";
 const STATIC_AGENT: &str = "infranetes-guest";
+/// Eleven thousand addresses that the program sets right as it starts, in 3 KiB instead of 260: glibc reads that from 2.36 on, which
+/// Debian 12 has.
+const PACKED: &str = "link-arg=-Wl,-z,pack-relative-relocs";
 /// Where the files of the guest come from, beside this workspace. Their dependencies come with them.
 const PACKAGES: [&str; 4] = ["crun", "libc6", "libgcc-s1", "linux-image-cloud-amd64"];
