@@ -336,13 +336,16 @@ async fn a_daemon_that_dies_over_a_checkpoint_leaves_a_pod_that_runs(
             async move { client.checkpoint(&sandbox, &[&id], &checkpoint).await }
         });
         tokio::time::sleep(Duration::from_millis(millis)).await;
-        // What was not yet durable in the log comes once more, so that a new daemon's log may begin shorter.
         let then = last(case, &pod, "a")?;
         case.restart_hard().await?;
         let _ = writing.await?;
         client = case.client();
+        ensure!(last(case, &pod, "a")? >= then, "the log lost what somebody may have read");
         reaches(case, &pod, "a", then + 3).await?;
     }
+    // Each line once, over all daemons.
+    let counted = numbers(case, &pod, "a")?;
+    ensure!(counted.iter().copied().eq(1..=counted.len() as u64), "{counted:?}");
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Carries one container's output from its machine into its file: every chunk once, over cuts and restarts.
 //!
 //! A mark (the last chunk in the file, and the file's length with it) becomes durable first; then the agent may forget.
-//! Whoever continues cuts the file at the mark and asks for what follows it. Output goes on while a mark becomes durable, and
+//! Whoever continues asks for what follows the mark, and passes by what of that is in the file. Output goes on while a mark becomes durable, and
 //! much output is marked often: a machine keeps only so much that nobody acknowledged, and then its container waits.
 
 use std::path::PathBuf;

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Component, Path};
 use std::time::Duration;
 
@@ -48,6 +48,7 @@ fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = OpenOptions::new()
         .append(true)
+        .read(true)
         .create(true)
         .mode(0o640)
         .custom_flags(flags.bits().cast_signed())
@@ -59,7 +60,7 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Waits until the last write of whoever was cut off has ended: it cannot be taken back, and what it wrote has to be there
-/// before the file is cut. A lock of somebody else, which says nothing, is not waited for any longer.
+/// before the file is looked at. A lock of somebody else, which says nothing, is not waited for any longer.
 async fn sole_writer(file: &File) -> io::Result<()> {
     let end = Instant::now() + LOCK_LIMIT;
     loop {
@@ -128,6 +129,8 @@ struct Writer {
     file: File,
     /// Everything up to here is whole.
     length: u64,
+    /// What the file has beyond that, and is expected to come again.
+    ahead: u64,
     lines: Lines,
     /// What is to be written.
     buffer: Vec<u8>,
@@ -135,34 +138,72 @@ struct Writer {
 
 impl Writer {
     fn new(file: File, from: Option<u64>) -> io::Result<Self> {
-        let length = file.metadata()?.len();
-        let length = match from {
-            Some(from) if from < length => {
-                file.set_len(from)?;
-                from
-            }
-            _ => length,
-        };
-        Ok(Self { file, length, lines: Lines::default(), buffer: Vec::new() })
+        let there = file.metadata()?.len();
+        let length = from.map_or(there, |from| from.min(there));
+        let ahead = whole_lines(&file, length, there)?;
+        if length + ahead < there {
+            file.set_len(length + ahead)?;
+        }
+        Ok(Self { file, length, ahead, lines: Lines::default(), buffer: Vec::new() })
     }
 
     /// All or nothing: half of a line is taken back, so that a reader never sees the rest of it twice.
     fn write(&mut self) -> io::Result<()> {
-        let written = self.file.write_all(&self.buffer);
-        match written {
-            Ok(()) => self.length += self.buffer.len() as u64,
-            // Should this fail, too, opening the log again cuts it at the last durable mark.
-            Err(_) => drop(self.file.set_len(self.length)),
+        let written = self.write_what_is_new();
+        if written.is_err() {
+            // Should this fail, too, opening the log again cuts it at its last whole line.
+            drop(self.file.set_len(self.length));
+            self.ahead = 0;
         }
         self.buffer.clear();
         written
     }
+
+    fn write_what_is_new(&mut self) -> io::Result<()> {
+        let same = self.pass_by_what_is_there()?;
+        let new = &self.buffer[same..];
+        if !new.is_empty() {
+            self.file.write_all(new)?;
+        }
+        self.length += new.len() as u64;
+        Ok(())
+    }
+
+    /// How much of what is to be written the file has already; what it has instead is cut off.
+    fn pass_by_what_is_there(&mut self) -> io::Result<usize> {
+        let reach = usize::try_from(self.ahead)
+            .map_or(self.buffer.len(), |ahead| ahead.min(self.buffer.len()));
+        if reach == 0 {
+            return Ok(0);
+        }
+        let mut there = vec![0; reach];
+        self.file.read_exact_at(&mut there, self.length)?;
+        let same = self.buffer.iter().zip(&there).take_while(|(new, old)| new == old).count();
+        self.ahead -= same as u64;
+        if same < reach {
+            self.file.set_len(self.length + same as u64)?;
+            self.ahead = 0;
+        }
+        self.length += same as u64;
+        Ok(same)
+    }
+}
+
+/// How much of `from..to` are whole lines: a writer that was killed may have left half of one.
+fn whole_lines(file: &File, from: u64, to: u64) -> io::Result<u64> {
+    let start = from.max(to.saturating_sub(LINE_BYTES_MOST));
+    let mut tail = vec![0; (to - start) as usize];
+    file.read_exact_at(&mut tail, start)?;
+    let end = tail.iter().rposition(|byte| *byte == b'\n');
+    Ok(end.map_or(0, |end| start + end as u64 + 1 - from))
 }
 
 /// What one write takes; far more than a disk that answers needs.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
 const LOCK_POLL: Duration = Duration::from_millis(5);
 const BUFFER_BYTES_KEPT: usize = 4 * 1024;
+/// More than a line has with all that stands before it.
+const LINE_BYTES_MOST: u64 = 32 * 1024;
 
 #[cfg(test)]
 mod tests {
@@ -184,24 +225,64 @@ mod tests {
         format!("1970-01-01T00:00:00.000000000Z stdout {tag} {text}\n")
     }
 
-    #[tokio::test]
-    async fn what_was_written_after_the_mark_is_cut_off_and_comes_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("pod/app/0.log");
-        let mut log = DiskLogs.open(&path, Some(0)).await.unwrap();
+    /// A log that was cut off after its mark, and what is in its file.
+    async fn cut_off(path: &Path) -> (u64, String) {
+        let mut log = DiskLogs.open(path, Some(0)).await.unwrap();
         log.append(chunk("one\ntw")).await.unwrap();
         let mark = log.flush().await.unwrap();
-        log.append(chunk("o\nthree\n")).await.unwrap();
-        drop(log);
+        log.append(chunk("o\nthree\nfour\n")).await.unwrap();
+        (mark, std::fs::read_to_string(path).unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_was_written_after_the_mark_and_comes_again_is_there_once_and_all_the_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pod/app/0.log");
+        let (mark, before) = cut_off(&path).await;
+        let read = || std::fs::read_to_string(&path).unwrap();
 
         let mut log = DiskLogs.open(&path, Some(mark)).await.unwrap();
-        log.append(chunk("o\nthree\n")).await.unwrap();
+        assert_eq!(read(), before);
+        log.append(chunk("o\nthr")).await.unwrap();
+        assert_eq!(read(), before);
+        log.append(chunk("ee\nfour\nfive\n")).await.unwrap();
         let length = log.flush().await.unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
-        let expected = [line("F", "one"), line("P", "tw"), line("F", "o"), line("F", "three")];
-        assert_eq!(text, expected.concat());
-        assert_eq!(length, text.len() as u64);
+        let texts =
+            [("F", "one"), ("P", "tw"), ("F", "o"), ("F", "three"), ("F", "four"), ("F", "five")];
+        assert_eq!(read(), texts.map(|(tag, text)| line(tag, text)).concat());
+        assert_eq!(length, read().len() as u64);
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
+    }
+
+    #[tokio::test]
+    async fn what_comes_instead_of_what_was_written_after_the_mark_stands_in_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let (mark, before) = cut_off(&path).await;
+        let mut log = DiskLogs.open(&path, Some(mark)).await.unwrap();
+        log.append(chunk("o\nthree")).await.unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
+        // A mark becomes due in another place than before.
+        let length = log.flush().await.unwrap();
+        log.append(chunk("\n")).await.unwrap();
+        let texts = [("F", "one"), ("P", "tw"), ("F", "o"), ("P", "three"), ("F", "")];
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text, texts.map(|(tag, text)| line(tag, text)).concat());
+        assert_eq!(length, (text.len() - line("F", "").len()) as u64);
+    }
+
+    #[tokio::test]
+    async fn half_a_line_is_cut_off_when_a_log_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        for (mark, half, left) in
+            [(4, "one\ntwo\nth", "one\ntwo\n"), (4, "one\nt", "one\n"), (0, "on", "")]
+        {
+            std::fs::write(&path, half).unwrap();
+            let mut log = DiskLogs.open(&path, Some(mark)).await.unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), left);
+            assert_eq!(log.flush().await.unwrap(), mark);
+        }
     }
 
     #[tokio::test]
@@ -254,7 +335,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_write_that_was_cut_off_ends_before_the_file_is_cut() {
+    async fn a_write_that_was_cut_off_ends_before_the_file_is_opened_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.log");
         let mut log = DiskLogs.open(&path, Some(0)).await.unwrap();
@@ -269,9 +350,12 @@ mod tests {
         drop(log);
 
         let mut log = DiskLogs.open(&path, Some(mark)).await.unwrap();
-        log.append(chunk("two\n")).await.unwrap();
+        let all = line("F", "one") + &line("F", "two").repeat(200_000);
+        assert!(std::fs::read_to_string(&path).unwrap() == all, "it was not waited for");
+        log.append(chunk(&lines)).await.unwrap();
+        log.append(chunk("three\n")).await.unwrap();
         log.flush().await.unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(text, line("F", "one") + &line("F", "two"));
+        assert!(text == all + &line("F", "three"), "{} bytes", text.len());
     }
 }

@@ -16,8 +16,10 @@ use crate::session::LogChunk;
 pub trait LogFiles: Send + Sync + 'static {
     /// Opens a log for appending; makes it, and its directory, if need be.
     ///
-    /// With `from`, what the file holds beyond that offset was written after the last durable mark and will come again: it is
-    /// cut off. A file that is shorter than `from` was rotated away meanwhile: appending starts at its end.
+    /// With `from`, what the file holds beyond that offset was written after the last durable mark and will come again. As long as
+    /// the same comes it stays and is not written twice, so that whoever follows the file sees nothing of it; where something else
+    /// comes it is cut off; and what never comes again, because its machine is gone, stays but for half a line at the end. A file
+    /// that is shorter than `from` was rotated away meanwhile: appending starts at its end.
     async fn open(&self, path: &Path, from: Option<u64>) -> std::io::Result<Box<dyn LogFile>>;
 }
 
@@ -32,6 +34,6 @@ pub trait LogFile: Send {
     async fn append(&mut self, chunks: Vec<LogChunk>) -> std::io::Result<()>;
 
     /// Hands all that was appended to the operating system, what waits for its end of line included (tag `P`), and
-    /// answers the file's length. A later `open` from this offset continues without a gap or a repetition.
+    /// answers the file's length, without what is there and did not come again so far. A later `open` from this offset continues without a gap or a repetition.
     async fn flush(&mut self) -> std::io::Result<u64>;
 }
