@@ -10,7 +10,6 @@ use super::console::already;
 
 /// Mounts what the agent itself needs to meet its node.
 pub(super) fn prepare() -> io::Result<()> {
-    leave_initial_root()?;
     file_system("proc", "/proc", DATA, "")?;
     file_system("sysfs", "/sys", DATA, "")?;
     // Layers are unpacked below it and run from there.
@@ -20,6 +19,7 @@ pub(super) fn prepare() -> io::Result<()> {
 
 /// Mounts the rest, before the first container.
 pub(super) fn complete() -> io::Result<()> {
+    leave_initial_root()?;
     let devices = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     file_system("devtmpfs", "/dev", devices, "")?;
     file_system("devpts", "/dev/pts", devices, "gid=5,mode=620,ptmxmode=666")?;
@@ -31,11 +31,11 @@ pub(super) fn complete() -> io::Result<()> {
 }
 
 /// The initial root file system has no mount above it, so that pivot_root refuses to leave it. The same files, mounted once
-/// more over themselves, do have one.
+/// more over themselves with all that is mounted in them, do have one. All threads of this process see that.
 fn leave_initial_root() -> io::Result<()> {
     let none: Option<&str> = None;
     std::fs::create_dir_all(NEW_ROOT)?;
-    mount(Some("/"), NEW_ROOT, none, MsFlags::MS_BIND, none)?;
+    mount(Some("/"), NEW_ROOT, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
     chdir(NEW_ROOT)?;
     mount(Some("."), "/", none, MsFlags::MS_MOVE, none)?;
     chroot(".")?;

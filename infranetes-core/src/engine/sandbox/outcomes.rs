@@ -176,7 +176,8 @@ impl SandboxTask {
             self.life.timeline.agent_started =
                 kernel_started.and_then(|started| started.checked_add(hello.agent_started));
             self.life.timeline.enrolled = Some(now);
-            self.save_or_later().await;
+            // With what comes of binding, in a moment: who starts anew before that finds out that it is enrolled.
+            self.unsaved = true;
         }
         self.seen.session = true;
         self.seen.bound = false;
