@@ -177,7 +177,15 @@ impl Writer {
             return Ok(0);
         }
         let mut there = vec![0; reach];
-        self.file.read_exact_at(&mut there, self.length)?;
+        match self.file.read_exact_at(&mut there, self.length) {
+            Ok(()) => (),
+            // Somebody emptied the file meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                self.ahead = 0;
+                return Ok(0);
+            }
+            Err(error) => return Err(error),
+        }
         let same = self.buffer.iter().zip(&there).take_while(|(new, old)| new == old).count();
         self.ahead -= same as u64;
         if same < reach {
@@ -269,6 +277,17 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text, texts.map(|(tag, text)| line(tag, text)).concat());
         assert_eq!(length, (text.len() - line("F", "").len()) as u64);
+    }
+
+    #[tokio::test]
+    async fn a_log_that_somebody_emptied_goes_on_at_its_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let (mark, _) = cut_off(&path).await;
+        let mut log = DiskLogs.open(&path, Some(mark)).await.unwrap();
+        std::fs::write(&path, "").unwrap();
+        log.append(chunk("o\n")).await.unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), line("F", "o"));
     }
 
     #[tokio::test]

@@ -34,6 +34,7 @@ pub trait LogFile: Send {
     async fn append(&mut self, chunks: Vec<LogChunk>) -> std::io::Result<()>;
 
     /// Hands all that was appended to the operating system, what waits for its end of line included (tag `P`), and
-    /// answers the file's length, without what is there and did not come again so far. A later `open` from this offset continues without a gap or a repetition.
+    /// answers the file's length, without what is there and did not come again so far. A later `open` from this offset
+    /// continues without a gap or a repetition.
     async fn flush(&mut self) -> std::io::Result<u64>;
 }
