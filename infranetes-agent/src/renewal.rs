@@ -50,8 +50,10 @@ fn set_clock() -> io::Result<Option<Duration>> {
 /// What is written is mixed in, and counts from the next reseeding on, which is asked for at once.
 fn stir() -> io::Result<()> {
     let mut random = fs::OpenOptions::new().write(true).open(RANDOM)?;
-    random.write_all(&fresh()?)?;
-    reseed(&random)
+    let mixed = fresh().and_then(|fresh| random.write_all(&fresh));
+    // In any case: there is what the kernel finds by itself.
+    reseed(&random)?;
+    mixed
 }
 
 /// What no other machine of the checkpoint draws, and nobody knows who has the checkpoint.
